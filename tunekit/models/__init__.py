@@ -1,0 +1,1 @@
+"""Pretrained backbones, the heads put on them, and the model that holds both."""

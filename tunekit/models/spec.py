@@ -1,0 +1,68 @@
+"""What a recipe says of the model: backbone and head. Importable without Keras or JAX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Interval, Lt
+
+Dtype = Literal["float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16"]
+HeadKind = Literal["linear", "mlp", "cosine"]
+Pooling = Literal["auto", "avg", "max", "gem", "token", "attention"]
+SidePixels = Annotated[int, Interval(ge=8, le=4096)]
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """The pretrained body: where it comes from and how it is built."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    name: str = "efficientnet_lite0"
+    """Bundled name, KerasHub preset, folder, or "keras.applications:ResNet50"."""
+    image_size: SidePixels | tuple[SidePixels, SidePixels] | None = None
+    """Input side, or (height, width), in pixels; null keeps the size of the pretraining."""
+    dtype: Dtype = "float32"
+    """Precision of the weights and computations; "mixed_*" keeps the weights in float32."""
+    pretrained: bool = True
+    """False builds the same architecture with fresh weights."""
+
+    def issues(self) -> list[tuple[str, str]]:
+        """Returns (field, message) for each value that no backbone accepts."""
+        if not self.name.strip():
+            return [("name", "expected a preset name or a folder, got an empty string.")]
+        return []
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What is put on the backbone's features to give one logit per label."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    kind: HeadKind = "linear"
+    """One dense layer, a stack of them, or cosine similarity to one prototype per label."""
+    pooling: Pooling = "auto"
+    """How features become one vector; "auto" is the way the backbone was pretrained."""
+    hidden: tuple[Annotated[int, Ge(1)], ...] = ()
+    """Widths of the hidden layers of an "mlp" head."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Fraction of the pooled features dropped in training."""
+    bias: bool = True
+    """Whether each label has a bias ("cosine" has none)."""
+
+    def issues(self) -> list[tuple[str, str]]:
+        """Returns (field, message) for each combination that does not fit together."""
+        found = []
+        if self.hidden and self.kind != "mlp":
+            found.append(
+                (
+                    "hidden",
+                    f"only an 'mlp' head has hidden layers, and kind is '{self.kind}'; "
+                    "set kind: mlp or leave hidden out.",
+                )
+            )
+        if self.kind == "mlp" and not self.hidden:
+            found.append(("hidden", "an 'mlp' head needs at least one width, e.g. hidden: [256]."))
+        return found
