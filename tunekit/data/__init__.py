@@ -1,0 +1,1 @@
+"""Data: sources, checks before training, batches, augmentation."""
