@@ -1,0 +1,114 @@
+"""Transfer learning on pretrained models: one call, one recipe, one command.
+
+Public names are imported when first used, so that ``import tunekit`` loads neither JAX nor Keras.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunekit import errors as errors
+    from tunekit.data.spec import AugmentSpec as AugmentSpec
+    from tunekit.data.spec import BatchSpec as BatchSpec
+    from tunekit.data.spec import DataSpec as DataSpec
+    from tunekit.data.spec import RandAugmentSpec as RandAugmentSpec
+    from tunekit.errors import TunekitError as TunekitError
+    from tunekit.finetune import finetune as finetune
+    from tunekit.finetune import run as run
+    from tunekit.methods.spec import MethodSpec as MethodSpec
+    from tunekit.models.model import Model as Model
+    from tunekit.models.model import load_model as load_model
+    from tunekit.models.spec import BackboneSpec as BackboneSpec
+    from tunekit.models.spec import HeadSpec as HeadSpec
+    from tunekit.plans.phase import Phase as Phase
+    from tunekit.recipe import Recipe as Recipe
+    from tunekit.result import Result as Result
+    from tunekit.result import load as load
+    from tunekit.tasks.image_classification import Prediction as Prediction
+    from tunekit.tasks.spec import TaskSpec as TaskSpec
+    from tunekit.training.spec import OptimizerSpec as OptimizerSpec
+    from tunekit.training.spec import RuntimeSpec as RuntimeSpec
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AugmentSpec": "tunekit.data.spec",
+    "BackboneSpec": "tunekit.models.spec",
+    "BatchSpec": "tunekit.data.spec",
+    "DataSpec": "tunekit.data.spec",
+    "HeadSpec": "tunekit.models.spec",
+    "MethodSpec": "tunekit.methods.spec",
+    "Model": "tunekit.models.model",
+    "OptimizerSpec": "tunekit.training.spec",
+    "Phase": "tunekit.plans.phase",
+    "Prediction": "tunekit.tasks.image_classification",
+    "RandAugmentSpec": "tunekit.data.spec",
+    "Recipe": "tunekit.recipe",
+    "Result": "tunekit.result",
+    "RuntimeSpec": "tunekit.training.spec",
+    "TaskSpec": "tunekit.tasks.spec",
+    "TunekitError": "tunekit.errors",
+    "finetune": "tunekit.finetune",
+    "load": "tunekit.result",
+    "load_model": "tunekit.models.model",
+    "run": "tunekit.finetune",
+}
+
+__all__ = [*_HOMES, "errors"]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("tunekit.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tunekit' has no attribute {name!r}{_near(name)}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _near(name: str) -> str:
+    from tunekit.errors import did_you_mean
+
+    return f".{hint}" if (hint := did_you_mean(name, __all__)) else ""
+
+
+class _Door(ModuleType):
+    """Keeps ``tunekit.finetune`` the function once its module of the same name is imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # The import system binds every submodule to its package under the submodule's name.
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+def _use_jax() -> None:
+    """Makes JAX the backend of Keras, which reads it once, when it is imported.
+
+    Raises:
+        BackendError: another backend is asked for, or in use already.
+    """
+    chosen = os.environ.setdefault("KERAS_BACKEND", "jax")
+    origin = "the environment variable KERAS_BACKEND"
+    move = "Unset it, or set KERAS_BACKEND=jax."
+    if chosen == "jax" and (keras := sys.modules.get("keras")) is not None:
+        chosen = keras.config.backend()
+        origin = "Keras, imported earlier in this process,"
+        move = "Import tunekit before keras, or set KERAS_BACKEND=jax before either."
+    if chosen != "jax":
+        from tunekit.errors import BackendError
+
+        raise BackendError(f"tunekit runs Keras on JAX, but {origin} says {chosen!r}. {move}")
+
+
+_use_jax()
+sys.modules[__name__].__class__ = _Door

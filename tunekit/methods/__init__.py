@@ -1,0 +1,1 @@
+"""What is attached to a model, and what of it may train."""
