@@ -13,7 +13,7 @@ from annotated_types import Ge, Lt
 class TaskSpec:
     """What is asked of the model, and how its loss counts."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     name: Literal["image_classification"] = "image_classification"
     """The objective."""
