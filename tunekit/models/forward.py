@@ -1,0 +1,125 @@
+"""The pure forward pass: values by structural name in, outputs and updated values out.
+
+What a layer does in training follows from the partition, never from ``layer.trainable``: a
+BatchNorm whose scale and shift are frozen uses its stored statistics and leaves them alone, and
+dropout inside a part of the network where nothing trains is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import jax
+import keras
+
+from tunekit.models.cpu_convolution import cpu_convolutions
+from tunekit.models.intercept import Wrap, in_inference_mode, intercept
+from tunekit.names import layer_names, structural_names
+
+Values = dict[str, jax.Array]
+Outputs = object
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """A Keras model as a function of its variables' values.
+
+    Example:
+        >>> forward = Forward.of(model)
+        >>> outputs, updates = forward(forward.values(), images, training=False)
+    """
+
+    model: keras.Model
+    variables: Mapping[str, keras.Variable]
+    """Every variable under its structural name."""
+    group_of: Callable[[str], Collection[str]]
+    """From a variable's name to the names of its depth group: what trains with it."""
+    layers: Mapping[str, keras.Layer] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls, model: keras.Model, groups: Collection[Collection[str]] | None = None
+    ) -> Forward:
+        """Returns the forward pass of `model`.
+
+        Args:
+            model: a built model.
+            groups: the depth groups, each the names of its variables; `None` is one group.
+        """
+        variables = structural_names(model)
+        whole = tuple(variables)
+        by_name = {name: tuple(group) for group in groups or () for name in group}
+        return cls(model, variables, lambda name: by_name.get(name, whole), layer_names(model))
+
+    def values(self) -> Values:
+        """Returns the model's present values, without copying them."""
+        return {name: variable.value for name, variable in self.variables.items()}
+
+    def assign(self, values: Mapping[str, jax.Array]) -> None:
+        """Writes `values` into the model's variables, the model then holding these arrays."""
+        for name, value in values.items():
+            self.variables[name].assign(value)
+
+    def __call__(
+        self,
+        values: Mapping[str, jax.Array],
+        inputs: object,
+        *,
+        training: bool,
+        trainable: Collection[str] = (),
+    ) -> tuple[Outputs, Values]:
+        """Returns the outputs, and the values that the pass itself changed.
+
+        Args:
+            values: one array for every variable.
+            inputs: what the model takes.
+            training: whether layers that train behave as in training.
+            trainable: names of the variables that train; used when `training`.
+
+        Returns:
+            The model's outputs, and new values of BatchNorm statistics and seeds.
+        """
+        mapping = [(variable, values[name]) for name, variable in self.variables.items()]
+        with (
+            keras.StatelessScope(state_mapping=mapping) as scope,
+            intercept(self._kernels()),
+            intercept(self._frozen(trainable) if training else {}),
+        ):
+            outputs = self.model(inputs, training=training)
+        updates = {}
+        for name, variable in self.variables.items():
+            value = scope.get_current_value(variable)
+            if value is not None and value is not values[name]:
+                updates[name] = value
+        return outputs, updates
+
+    def _kernels(self) -> dict[keras.Layer, Wrap]:
+        return cpu_convolutions(self.layers.values()) if jax.default_backend() == "cpu" else {}
+
+    def _frozen(self, trainable: Collection[str]) -> dict[keras.Layer, Wrap]:
+        """Layers with a training mode in which nothing trains."""
+        names = {id(variable): name for name, variable in self.variables.items()}
+        wraps: dict[keras.Layer, Wrap] = {}
+        for layer in self.layers.values():
+            owned = [names[id(v)] for v in _own_moding_variables(layer)]
+            if owned and not any(name in trainable for name in self._deciding(layer, owned, names)):
+                wraps[layer] = in_inference_mode
+        return wraps
+
+    def _deciding(
+        self, layer: keras.Layer, owned: list[str], names: Mapping[int, str]
+    ) -> Collection[str]:
+        """The variables of which one must train for `layer` to be in training mode."""
+        if isinstance(layer, keras.layers.BatchNormalization):
+            affine = [names[id(v)] for v in (layer.gamma, layer.beta) if v is not None]
+            if affine:
+                return affine
+        return self.group_of(owned[0])
+
+
+def _own_moding_variables(layer: keras.Layer) -> list[keras.Variable]:
+    """Variables of a layer that behaves otherwise in training: statistics, or a seed."""
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return list(layer.variables)
+    return [generator.state for generator in layer._seed_generators]
