@@ -1,0 +1,57 @@
+"""A pretrained body: the network up to its features, its preprocessing, its own classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import keras
+import numpy as np
+
+from tunekit.models.preprocessing import ImagePreprocessing
+
+Features = Literal["map", "tokens", "vector"]
+
+
+@dataclass(frozen=True, eq=False)
+class PretrainedHead:
+    """The linear classifier that came with the weights: ``logits = pooled @ kernel + bias``."""
+
+    labels: tuple[str, ...]
+    """One name per class, in the order of the logits."""
+    pooling: Literal["avg", "max", "token", "token+avg", "none"]
+    """How features [B, ..., D] become the vector that the kernel takes.
+
+    "token" is the first token; on tokens "avg" and "max" leave the prefix tokens out; "token+avg"
+    is the first token followed by the mean of the patch tokens, 2 D wide; "none" takes features
+    that are vectors already.
+    """
+    kernel: np.ndarray
+    """float32 [D, C], or [2 D, C] for "token+avg"."""
+    bias: np.ndarray
+    """float32 [C]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A pretrained network without its classifier, and what is needed to use it rightly."""
+
+    keras: keras.Model
+    """Takes normalised float32 images [B, H, W, 3] and returns features."""
+    preprocessing: ImagePreprocessing
+    features: Features
+    """Shape of the features: map [B, H', W', D], tokens [B, T, D] or vector [B, D]."""
+    family: str
+    """Kind of architecture, such as "resnet", "vit", "dinov2", "efficientnet"."""
+    source: str
+    """What the user named, to say where the weights came from."""
+    prefix_tokens: int = 0
+    """Class and register tokens before the patch tokens."""
+    pretrained_head: PretrainedHead | None = None
+    license: str | None = None
+    """Licence of the weights, where the source says it."""
+
+    @property
+    def dim(self) -> int:
+        """Width D of the features."""
+        return int(self.keras.output_shape[-1])

@@ -1,0 +1,259 @@
+"""KerasHub presets, by name or from a folder. The only module that imports keras_hub.
+
+Reads ``keras_hub.src.utils.preset_utils.check_file_exists`` (0.32) and the cache of
+``keras.src.utils.module_utils.LazyModule`` (3.15), which no public name reaches.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.utils import module_utils
+
+from tunekit.errors import ModelError, did_you_mean
+from tunekit.models import bundled
+from tunekit.models.backbone import Backbone, Features, PretrainedHead
+from tunekit.models.initialisation import seeded, without_values
+from tunekit.models.positions import resize_positions
+from tunekit.models.preprocessing import ImagePreprocessing
+from tunekit.models.spec import BackboneSpec
+from tunekit.names import structural_names
+
+
+@contextmanager
+def tensorflow_hidden() -> Iterator[None]:
+    """In this block TensorFlow looks absent, unless it has been imported before.
+
+    KerasHub imports it when it can, for tf.data preprocessing that nothing here uses; it costs
+    seconds and grabs GPU memory. KerasHub's own preprocessing layers therefore stay without
+    tf.data in this process.
+    """
+    hidden = [n for n in ("tensorflow", "tensorflow_text") if n not in sys.modules]
+    lazy = (module_utils.tensorflow, module_utils.gfile)
+    known = [module._available for module in lazy]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # import then raises ImportError
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
+        for module, available in zip(lazy, known):
+            module._available = available
+
+
+def keras_hub() -> ModuleType:
+    """Returns the module keras_hub, imported without TensorFlow."""
+    with tensorflow_hidden():
+        import keras_hub as module
+    return module
+
+
+def preset_names() -> list[str]:
+    """Returns the names of the image backbones that KerasHub knows how to fetch."""
+    models = keras_hub().models
+    return sorted({*models.ImageClassifier.presets, *models.DINOV2Backbone.presets})
+
+
+def load_preset(name: str, spec: BackboneSpec, *, seed: int) -> Backbone:
+    """Returns the backbone of a KerasHub preset, and its classifier if the preset has one.
+
+    Args:
+        name: preset name, "kaggle://..." handle, or preset folder.
+        spec: how to build it; its `name` is not read.
+        seed: of the fresh weights when ``spec.pretrained`` is False.
+
+    Raises:
+        ModelError: no such preset, it cannot be fetched, or it is no image backbone.
+    """
+    preset = _read(name, spec, seed)
+    body = getattr(preset, "backbone", preset)
+    native = _input_size(body)
+    preprocessing = _preprocessing(preset, name, native)
+    size = image_size(spec, preprocessing.image_size_px)
+    body = resized(body, size) if native not in (None, size) else body
+    return as_backbone(
+        body,
+        preprocessing.with_size(size),
+        source=name,
+        head=_head(preset, name) if spec.pretrained and body is not preset else None,
+    )
+
+
+def image_size(spec: BackboneSpec, default: tuple[int, int]) -> tuple[int, int]:
+    """Returns the (height, width) that `spec` asks for, `default` where it asks for none."""
+    size = spec.image_size
+    return default if size is None else (size, size) if isinstance(size, int) else size
+
+
+def as_backbone(
+    body: keras.Model,
+    preprocessing: ImagePreprocessing,
+    *,
+    source: str,
+    head: PretrainedHead | None,
+    license: str | None = None,
+) -> Backbone:
+    """Returns a KerasHub backbone as tunekit's noun."""
+    shape = body.output_shape
+    kinds: dict[int, Features] = {4: "map", 3: "tokens", 2: "vector"}
+    if not isinstance(shape, tuple) or len(shape) not in kinds:
+        raise ModelError(f"'{source}' is a {type(body).__name__}, which gives no image features.")
+    # DINOv2 takes {"images": x}; the same graph with a plain input keeps its layers and names.
+    plain = keras.Model(body.inputs[0], body.output) if isinstance(body.input, dict) else body
+    return Backbone(
+        keras=plain,
+        preprocessing=preprocessing,
+        features=kinds[len(shape)],
+        family=type(body).__name__.removesuffix("Backbone").lower(),
+        source=source,
+        prefix_tokens=_prefix_tokens(body),
+        pretrained_head=head,
+        license=license,
+    )
+
+
+def resized(body: keras.Model, size: tuple[int, int]) -> keras.Model:
+    """Returns `body` rebuilt for images of `size`, with the same weights.
+
+    Learned position embeddings are interpolated as the library that trained them does.
+
+    Raises:
+        ModelError: the family ties its weights to the image size in another way.
+    """
+    config = body.get_config()
+    key = "image_shape" if "image_shape" in config else "input_shape"
+    config[key] = (*size, 3)
+    if "position_embedding_shape" in config:
+        config["position_embedding_shape"] = (*size, 3)
+    try:
+        with without_values(), tensorflow_hidden():
+            rebuilt = type(body).from_config(config)
+    except ValueError as error:
+        raise ModelError(f"{type(body).__name__} takes no images of {size}: {error}") from error
+    old, new = structural_names(body), structural_names(rebuilt)
+    tables = [name for name in old if name.endswith("position_embeddings")]
+    pretrained_table = next((n for n in tables if "interpolated" not in n), None)
+    patch = config.get("patch_size")
+    for name, variable in new.items():
+        value = np.asarray(old[name])
+        if name in tables and pretrained_table:
+            value = np.asarray(old[pretrained_table])
+        if value.shape != variable.shape:
+            if patch is None or "position_embedding" not in name:
+                raise ModelError(
+                    f"{type(body).__name__} cannot take another image size than "
+                    f"{_input_size(body)}: '{name}' depends on it. Leave image_size out."
+                )
+            grid = patch_grid(size, patch)
+            antialias = bool(config.get("antialias_in_interpolation"))
+            value = resize_positions(
+                value.reshape(-1, value.shape[-1]),
+                grid,
+                prefix=variable.shape[-2] - grid[0] * grid[1],
+                antialias=antialias,
+            ).reshape(variable.shape)
+        variable.assign(value)
+    return rebuilt
+
+
+def patch_grid(size: tuple[int, int], patch: int | tuple[int, int]) -> tuple[int, int]:
+    """Returns the rows and columns of patches in an image of `size` pixels."""
+    patch_h, patch_w = (patch, patch) if isinstance(patch, int) else patch
+    return size[0] // patch_h, size[1] // patch_w
+
+
+def _read(name: str, spec: BackboneSpec, seed: int) -> keras.Model:
+    """The preset as KerasHub reads it: a classifier if it holds one, else a backbone."""
+    models = keras_hub().models
+    known = preset_names()
+    is_folder = Path(name).is_dir()
+    if not is_folder and "://" not in name and name not in known:
+        raise ModelError(
+            f"'{name}' is no bundled backbone ({', '.join(bundled.names())}), no KerasHub preset "
+            f"and no folder.{did_you_mean(name, [*bundled.names(), *known])}"
+        )
+    from keras_hub.src.utils.preset_utils import check_file_exists
+
+    fill = without_values() if spec.pretrained else seeded(seed)
+    try:
+        with tensorflow_hidden(), fill as placeholders:
+            has_task = check_file_exists(name, "task.json")
+            reader = models.ImageClassifier if has_task else models.Backbone
+            preset = reader.from_preset(name, load_weights=spec.pretrained, dtype=spec.dtype)
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        advice = (
+            "The folder is no complete KerasHub preset of an image classifier or backbone."
+            if is_folder
+            else "It is fetched over the network; give a folder that holds the preset, or the "
+            f"bundled '{bundled.names()[0]}', where there is none."
+        )
+        raise ModelError(f"preset '{name}' cannot be loaded ({cause}). {advice}") from error
+    missing = placeholders.left_in(getattr(preset, "backbone", preset)) if placeholders else []
+    if missing:
+        raise ModelError(f"preset '{name}' holds no weights for {missing[:5]}.")
+    return preset
+
+
+def _preprocessing(
+    preset: keras.Model, name: str, native: tuple[int, int] | None
+) -> ImagePreprocessing:
+    """The preset's image converter, read; Keras' resize is replaced by Pillow's."""
+    preprocessor = getattr(preset, "preprocessor", None)
+    converter: Any = getattr(preprocessor, "image_converter", None)
+    if converter is None:
+        try:
+            with tensorflow_hidden():
+                converter = keras_hub().layers.ImageConverter.from_preset(name)
+        except (ValueError, FileNotFoundError):
+            return ImagePreprocessing(native or (224, 224), scale=_three(1 / 255, 1.0))
+    size = converter.image_size
+    pad, crop = converter.pad_to_aspect_ratio, converter.crop_to_aspect_ratio
+    return ImagePreprocessing(
+        image_size_px=native or (tuple(size) if size else (224, 224)),
+        resize="pad" if pad else "crop" if crop else "squash",
+        interpolation=converter.interpolation,
+        scale=_three(converter.scale, 1.0),
+        offset=_three(converter.offset, 0.0),
+    )
+
+
+def _head(task: keras.Model, name: str) -> PretrainedHead | None:
+    dense = getattr(task, "output_dense", None)
+    # A ViT "pre_logits" layer between pooling and logits makes the head more than one matrix.
+    if dense is None or getattr(task, "intermediate_dim", None) is not None:
+        return None
+    kernel, bias = np.asarray(dense.kernel, np.float32), np.asarray(dense.bias, np.float32)
+    pooling = {"avg": "avg", "max": "max", "token": "token"}.get(task.pooling)
+    if pooling is None:
+        return None
+    labels = bundled.class_labels(name, len(bias))
+    return PretrainedHead(labels, pooling, kernel, bias)  # type: ignore[arg-type]
+
+
+def _input_size(body: keras.Model) -> tuple[int, int] | None:
+    height, width = body.inputs[0].shape[1:3]
+    return None if height is None or width is None else (height, width)
+
+
+def _prefix_tokens(body: keras.Model) -> int:
+    size, patch = _input_size(body), getattr(body, "patch_size", None)
+    if len(body.output_shape) != 3 or size is None or patch is None:
+        return 0
+    rows, columns = patch_grid(size, patch)
+    return body.output_shape[1] - rows * columns
+
+
+def _three(value: Any, default: float) -> tuple[float, float, float]:
+    if isinstance(value, Mapping):
+        raise ModelError(f"expected a number or three, got {value!r} in the image converter.")
+    red, green, blue = np.broadcast_to(default if value is None else value, (3,)).tolist()
+    return red, green, blue
