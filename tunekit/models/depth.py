@@ -1,0 +1,277 @@
+"""Depth groups: every variable of a model in one group, the groups in the order they run.
+
+A block is one residual block, dense layer or transformer layer. The graph decides what the
+blocks are; layer names only help where a graph has no branch to see, as in the blocks of an
+EfficientNet that change their width.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import keras
+
+from tunekit.models.graph import (
+    Link,
+    chain,
+    is_block_sized,
+    leaves,
+    sublayers,
+    weight_ids,
+)
+from tunekit.names import layer_names, structural_names
+
+if TYPE_CHECKING:
+    from tunekit.models.model import Model
+
+GroupKind = Literal["stem", "block", "top", "head"]
+
+_BLOCK_NAME = re.compile(
+    r"(.*?(?<![a-z])(?:expanded_conv(?:_\d+)?|(?:block|layer|unit)_?\d+[a-z]?))(?:_|$)"
+)
+_STAGE_NAME = re.compile(r"(?:stage|stack)_?(\d+)|conv(\d+)_block|block(\d+)[a-z](?:_|$)")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A part of the model that trains or rests as one."""
+
+    name: str
+    """The selector that selects it: "stem", "blocks[3]", "top", "heads/label"."""
+    kind: GroupKind
+    """The "top" is what stands between the last block and the heads, such as a final norm."""
+    variables: tuple[str, ...]
+    """Structural names; running statistics and seeds included."""
+    layers: tuple[str, ...]
+    """Structural names of its layers; those inside them are not listed again."""
+    stage: int | None
+    """From 1, growing where the resolution falls; `None` where a backbone has no stages."""
+    parameters: int
+    """Numbers that can be trained."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Consecutive links that stay together, on their way to becoming a group."""
+
+    layers: tuple[keras.Layer, ...]
+    block: bool
+    key: str | None = None
+    """What the layers' names say of the block they are in."""
+
+    def joined(self, other: _Part) -> _Part:
+        """Both parts as one; what either knows of itself holds for it."""
+        key = self.key if self.block else other.key or self.key
+        return _Part(self.layers + other.layers, self.block or other.block, key)
+
+
+def depth_groups(model: Model) -> tuple[Group, ...]:
+    """Returns stem, blocks, top and heads of `model`: together every variable, none twice."""
+    root = model.keras
+    sorter = _Sorter(root)
+    body = root.get_layer("backbone")
+    parts = _backbone_parts(body)
+    first = next((i for i, part in enumerate(parts) if part.block), len(parts))
+    blocks = [part.layers for part in parts if part.block]
+    last = first + len(blocks)
+    stem = [layer for part in parts[:first] for layer in part.layers]
+    top = [layer for part in parts[last:] for layer in part.layers]
+
+    # In running order, so that a layer used twice belongs where it is used first.
+    groups = [sorter.group("stem", "stem", stem)]
+    groups += [sorter.group(f"blocks[{i}]", "block", block) for i, block in enumerate(blocks)]
+    groups.append(sorter.group("top", "top", top))
+    if heads := next((child for child in sublayers(root) if child.name == "heads"), None):
+        inside = [child for child in sublayers(heads) if any(True for _ in leaves(child))]
+        groups += [sorter.group(f"heads/{head.name}", "head", [head]) for head in inside]
+    groups = _with_rest(groups, sorter)
+    stages = iter(_stages(blocks, sorter.layer_name))
+    groups = [replace(g, stage=next(stages)) if g.kind == "block" else g for g in groups]
+    return tuple(group for group in groups if group.variables or group.kind == "block")
+
+
+class _Sorter:
+    """Hands every variable and layer of a model out once."""
+
+    def __init__(self, root: keras.Model) -> None:
+        self.variables = structural_names(root)
+        self.layer_name = {id(layer): name for name, layer in layer_names(root).items()}
+        self.weights = weight_ids(root)
+        self.left = dict(self.variables)
+
+    def group(self, name: str, kind: GroupKind, layers: Iterable[keras.Layer]) -> Group:
+        names = tuple(dict.fromkeys(self.layer_name[id(layer)] for layer in layers))
+        prefixes = tuple(f"{name}/" for name in names)
+        mine = tuple(v for v in self.left if v.startswith(prefixes))
+        for variable in mine:
+            del self.left[variable]
+        return Group(name, kind, mine, names, None, self.count(mine))
+
+    def count(self, names: Iterable[str]) -> int:
+        chosen = (self.variables[name] for name in names)
+        return sum(math.prod(v.shape) for v in chosen if id(v) in self.weights)
+
+
+def _with_rest(groups: list[Group], sorter: _Sorter) -> list[Group]:
+    """Puts what no layer of the chain owns (an encoder's own weights) into the first group.
+
+    There it trains last, and only together with everything above it.
+    """
+    rest = tuple(sorter.left)
+    if not rest:
+        return groups
+    stem = groups[0]
+    grown = replace(
+        stem, variables=rest + stem.variables, parameters=stem.parameters + sorter.count(rest)
+    )
+    return [grown, *groups[1:]]
+
+
+def _backbone_parts(body: keras.Layer) -> list[_Part]:
+    """The chain of `body` with its blocks marked: loose parts, then blocks, then loose parts."""
+    links = chain(body)
+    classes = Counter(type(link.layers[0]) for link in links if _is_single_composite(link))
+    repeated = {cls for cls, count in classes.items() if count > 1}
+    if not repeated and not any(link.branched for link in links):
+        repeated = set(classes)
+    parts = [
+        _Part(link.layers, link.branched or type(link.layers[0]) in repeated, _key(link.layers))
+        for link in links
+        if link.layers
+    ]
+    parts = _name_blocks(_pair_attention(_join_loose(parts)))
+    if not any(part.block for part in parts):
+        return _units(parts)
+    return _attach_loose(parts)
+
+
+def _is_single_composite(link: Link) -> bool:
+    return len(link.layers) == 1 and is_block_sized(link.layers[0])
+
+
+def _key(layers: Iterable[keras.Layer]) -> str | None:
+    for layer in layers:
+        if layer.variables and (found := _BLOCK_NAME.match(layer.name)):
+            return found[1]
+    return None
+
+
+def _join_loose(parts: Sequence[_Part]) -> list[_Part]:
+    """Joins neighbours that are no blocks, where their names agree or one has no weights."""
+    joined: list[_Part] = []
+    for part in parts:
+        before = joined[-1] if joined else None
+        weightless = not _weighted(part)
+        loose = before is not None and not before.block
+        if before and not part.block and (weightless or (loose and _agree(before, part))):
+            joined[-1] = replace(before.joined(part), key=before.key or part.key)
+        else:
+            joined.append(part)
+    return joined
+
+
+def _agree(before: _Part, part: _Part) -> bool:
+    return before.key == part.key or not _weighted(before)
+
+
+def _pair_attention(parts: Sequence[_Part]) -> list[_Part]:
+    """Joins a residual branch with attention to the residual branch without that follows it."""
+    paired: list[_Part] = []
+    for part in parts:
+        half = bool(paired) and paired[-1].block and _attends(paired[-1])
+        if half and part.block and len(part.layers) > 1 and not _attends(part):
+            paired[-1] = paired[-1].joined(part)
+        else:
+            paired.append(part)
+    return paired
+
+
+def _attends(part: _Part) -> bool:
+    """Whether the part is a bare attention branch: with attention beside it, not inside a block."""
+    return len(part.layers) > 1 and any("Attention" in type(x).__name__ for x in part.layers)
+
+
+def _name_blocks(parts: Sequence[_Part]) -> list[_Part]:
+    """Makes blocks of loose parts that bear a name of their own, or are long enough without."""
+    named: list[_Part] = []
+    for i, part in enumerate(parts):
+        between = any(p.block for p in parts[:i]) and any(p.block for p in parts[i:])
+        alone = part.key not in {p.key for p in (*parts[max(i - 1, 0) : i], *parts[i + 1 : i + 2])}
+        is_block = _kernels(part) > 0 if part.key else between and _kernels(part) > 1
+        named.append(replace(part, block=part.block or (alone and is_block)))
+    return named
+
+
+def _attach_loose(parts: Sequence[_Part]) -> list[_Part]:
+    """Joins what is loose between two blocks to the block it leads into, or is named after."""
+    attached: list[_Part] = []
+    for part in parts:
+        before = attached[-1] if attached else None
+        if before and before.block and not part.block and part.key and part.key == before.key:
+            attached[-1] = before.joined(part)
+        elif before and not before.block and part.block and _leads_into(attached, part):
+            attached[-1] = before.joined(part)
+        else:
+            attached.append(part)
+    return attached
+
+
+def _leads_into(before: Sequence[_Part], block: _Part) -> bool:
+    """A loose part is the stem's until the first block, unless it bears the block's name."""
+    return any(part.block for part in before) or before[-1].key == block.key is not None
+
+
+def _units(parts: Sequence[_Part]) -> list[_Part]:
+    """A plain chain: every kernel opens a block; the first is the stem."""
+    units: list[_Part] = []
+    for layer in (layer for part in parts for layer in part.layers):
+        unit = _Part((layer,), block=True)
+        if units and not (_kernels(unit) and _kernels(units[-1])):
+            units[-1] = units[-1].joined(unit)
+        else:
+            units.append(unit)
+    if len(units) > 1:
+        units[0] = replace(units[0], block=False)
+    return units
+
+
+def _weighted(part: _Part) -> bool:
+    return any(layer.variables for layer in part.layers)
+
+
+def _kernels(part: _Part) -> int:
+    """Layers in `part` with a weight matrix: convolutions and dense layers, not norms."""
+    inside = (leaf for layer in part.layers for leaf in leaves(layer))
+    return sum(any(len(v.shape) > 1 for v in leaf.variables) for leaf in inside)
+
+
+def _stages(
+    blocks: Sequence[tuple[keras.Layer, ...]], layer_name: dict[int, str]
+) -> list[int | None]:
+    """The stage of each block: from the names where all of them say, else from the strides."""
+    said = [_said_stage(layer_name[id(x)] for x in block if x.variables) for block in blocks]
+    if None not in said:
+        order = list(dict.fromkeys(said))
+        numbers = [order.index(stage) + 1 for stage in said]
+    else:
+        numbers, stage = [], 1
+        for i, block in enumerate(blocks):
+            stage += i > 0 and any(_strided(layer) for layer in block)
+            numbers.append(stage)
+    return list(numbers) if len(set(numbers)) > 1 else [None] * len(blocks)
+
+
+def _said_stage(names: Iterable[str]) -> str | None:
+    found = (match for name in names if (match := _STAGE_NAME.search(name)))
+    return next((match[match.lastindex or 0] for match in found), None)
+
+
+def _strided(layer: keras.Layer) -> bool:
+    strides = getattr(layer, "strides", 1)
+    largest = strides if isinstance(strides, int) else max(strides, default=1)
+    return largest > 1 or any(_strided(child) for child in sublayers(layer))

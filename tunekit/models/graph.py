@@ -1,0 +1,107 @@
+"""The chain a backbone is: its graph, cut wherever a single tensor carries everything on.
+
+Between two neighbouring cuts lies one link: a single layer, or branches that meet again (a
+residual block, a dense layer's concatenation, an inception cell). Layers that hold their blocks
+inside, such as a transformer's encoder, are opened.
+
+Reads the private ``_nodes_by_depth``, ``_layers`` and ``_trainable_variables`` of Keras 3.15.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+_BLOCK_SIZE = 3
+"""Weighted leaves that make a layer a block; convolution + norm or squeeze-and-excite are two."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """What stands between two neighbouring cuts of the chain."""
+
+    layers: tuple[keras.Layer, ...]
+    """In the order they run."""
+    branched: bool = False
+    """Whether branches meet again here, otherwise than in a product (a gate)."""
+
+
+def chain(layer: keras.Layer) -> list[Link]:
+    """Returns the links of `layer` in the order they run."""
+    if isinstance(layer, keras.Sequential):
+        return [link for child in layer.layers for link in chain(child)]
+    if hasattr(layer, "_nodes_by_depth"):
+        return [link for stretch in _stretches(layer) for link in _links(stretch)]
+    if _holds_blocks(layer):
+        return [link for child in sublayers(layer) for link in chain(child)]
+    return [Link((layer,))]
+
+
+def sublayers(layer: keras.Layer) -> list[keras.Layer]:
+    """Returns the layers directly inside `layer`."""
+    return list(layer._layers)
+
+
+def leaves(layer: keras.Layer) -> Iterator[keras.Layer]:
+    """Yields the layers in `layer`, itself included, that have weights of their own."""
+    if layer._trainable_variables:
+        yield layer
+    for child in sublayers(layer):
+        yield from leaves(child)
+
+
+def weight_ids(layer: keras.Layer) -> frozenset[int]:
+    """Returns the ``id`` of every variable in `layer` that was made to be trained.
+
+    Running statistics and seeds are not among them. ``variable.trainable`` cannot say this:
+    ``layer.trainable = False`` overwrites it.
+    """
+    return frozenset(id(v) for leaf in leaves(layer) for v in leaf._trainable_variables)
+
+
+def is_block_sized(layer: keras.Layer) -> bool:
+    """Returns whether `layer` holds enough layers to be a block of its own."""
+    return sum(1 for leaf in leaves(layer) if leaf is not layer) >= _BLOCK_SIZE
+
+
+def _holds_blocks(layer: keras.Layer) -> bool:
+    """Two children of one class, each large enough, are the blocks of an encoder or a stage."""
+    children = sublayers(layer)
+    classes = Counter(type(child) for child in children if is_block_sized(child))
+    return any(n > 1 for n in classes.values()) or any(_holds_blocks(c) for c in children)
+
+
+def _links(stretch: list[Any]) -> list[Link]:
+    layers = tuple(op for op in stretch if isinstance(op, keras.Layer))
+    if len(stretch) == 1:
+        return chain(layers[0]) if layers else []
+    gate = type(stretch[-1]).__name__ == "Multiply"
+    return [Link(layers, branched=not gate)]
+
+
+def _stretches(model: Any) -> list[list[Any]]:
+    """The operations of a functional model, split after each one that no edge jumps over.
+
+    Every operation lies on a way from the inputs to the outputs, so in any topological order an
+    operation that no edge jumps over is one that all ways pass through.
+    """
+    depths = sorted(model._nodes_by_depth, reverse=True)
+    nodes = [node for depth in depths for node in model._nodes_by_depth[depth]]
+    place = {id(node): i for i, node in enumerate(nodes)}
+    last_use = list(range(len(nodes)))
+    for i, node in enumerate(nodes):
+        for parent in node.parent_nodes:
+            last_use[place[id(parent)]] = i
+    stretches: list[list[Any]] = [[]]
+    furthest = 0
+    for i, node in enumerate(nodes):
+        stretches[-1].append(node.operation)
+        # What is made before i and used after it bypasses i.
+        if furthest <= i:
+            stretches.append([])
+        furthest = max(furthest, last_use[i])
+    return [stretch for stretch in stretches if stretch]
