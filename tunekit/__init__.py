@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from tunekit.errors import TunekitError as TunekitError
     from tunekit.finetune import finetune as finetune
     from tunekit.finetune import run as run
-    from tunekit.methods.spec import MethodSpec as MethodSpec
     from tunekit.models.model import Model as Model
     from tunekit.models.model import load_model as load_model
     from tunekit.models.spec import BackboneSpec as BackboneSpec
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from tunekit.recipe import Recipe as Recipe
     from tunekit.result import Result as Result
     from tunekit.result import load as load
-    from tunekit.tasks.image_classification import Prediction as Prediction
+    from tunekit.tasks.prediction import Prediction as Prediction
     from tunekit.tasks.spec import TaskSpec as TaskSpec
     from tunekit.training.spec import OptimizerSpec as OptimizerSpec
     from tunekit.training.spec import RuntimeSpec as RuntimeSpec
@@ -42,11 +41,10 @@ _HOMES = {
     "BatchSpec": "tunekit.data.spec",
     "DataSpec": "tunekit.data.spec",
     "HeadSpec": "tunekit.models.spec",
-    "MethodSpec": "tunekit.methods.spec",
     "Model": "tunekit.models.model",
     "OptimizerSpec": "tunekit.training.spec",
     "Phase": "tunekit.plans.phase",
-    "Prediction": "tunekit.tasks.image_classification",
+    "Prediction": "tunekit.tasks.prediction",
     "RandAugmentSpec": "tunekit.data.spec",
     "Recipe": "tunekit.recipe",
     "Result": "tunekit.result",

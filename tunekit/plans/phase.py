@@ -65,6 +65,3 @@ class Phase:
             return []
         whole = "the phase" if warmup.unit == "%" else f"the phase of {length:g} {warmup.unit}"
         return [f"{warmup} leaves nothing of {whole} after it; choose a shorter warmup."]
-
-
-__all__ = ["Phase", "Schedule"]

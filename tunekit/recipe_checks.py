@@ -1,0 +1,67 @@
+"""What no recipe can say: values that are right alone and impossible together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from tunekit.errors import Issue
+from tunekit.methods.spec import refusal
+from tunekit.plans.selection import syntax_issues
+from tunekit.recipe_issues import Keys, dotted
+
+if TYPE_CHECKING:
+    from tunekit.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """An impossible combination, and the parts of the recipe that it takes to be right."""
+
+    issue: Issue
+    reads: tuple[Keys, ...]
+
+
+def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
+    """Yields what `recipe` says that cannot be, each value being right by itself."""
+    for section in type(recipe).model_fields:
+        yield from _within(getattr(recipe, section), (section,))
+    yield from _of_train(recipe)
+    yield from _of_class_weights(recipe)
+
+
+def _within(value: Any, keys: Keys) -> Iterator[Contradiction]:
+    """Yields what each spec finds in itself."""
+    if isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _within(item, (*keys, index))
+    if not is_dataclass(value):
+        return
+    find = getattr(value, "issues", tuple)
+    for path, message in find():
+        yield Contradiction(Issue(f"{dotted(keys)}.{path}", message), (keys,))
+    for field in fields(value):
+        yield from _within(getattr(value, field.name), (*keys, field.name))
+
+
+def _of_train(recipe: Recipe) -> Iterator[Contradiction]:
+    for index, phase in enumerate(recipe.plan):
+        keys = ("plan", index, "train")
+        selectors = (phase.train,) if isinstance(phase.train, str) else phase.train or ()
+        syntax = syntax_issues(selectors)
+        for message in syntax:
+            yield Contradiction(Issue(dotted(keys), message), (keys,))
+        refusals = () if syntax else (refusal(recipe.method, each) for each in selectors)
+        for message in filter(None, refusals):
+            yield Contradiction(Issue(dotted(keys), message), (keys, ("method",)))
+
+
+def _of_class_weights(recipe: Recipe) -> Iterator[Contradiction]:
+    weights, labels = recipe.task.class_weights, recipe.data.labels
+    if isinstance(weights, tuple) and labels is not None and len(weights) != len(labels):
+        message = (
+            f"expected one weight per label of data.labels, {len(labels)}; got {len(weights)}."
+        )
+        reads: tuple[Keys, ...] = (("task", "class_weights"), ("data", "labels"))
+        yield Contradiction(Issue("task.class_weights", message), reads)

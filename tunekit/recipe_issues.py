@@ -1,0 +1,179 @@
+"""What is wrong with a recipe's values, in the recipe's own words and with its own paths."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from tunekit.errors import Issue, did_you_mean
+
+Keys = tuple[str | int, ...]
+"""The way to a value: keys of mappings and indices of lists."""
+
+
+def dotted(keys: Keys) -> str:
+    """Returns the path as it is written: ``plan[0].learning_rate``."""
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
+    return text.removeprefix(".")
+
+
+def plain(value: Any, issues: list[Issue], keys: Keys = ()) -> Any:
+    """Returns `value` as JSON has it; what JSON has no word for joins `issues` and is `None`."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if callable(tolist := getattr(value, "tolist", None)):  # a NumPy array or scalar
+        value = tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, issues, (*keys, str(key))) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item, issues, (*keys, i)) for i, item in enumerate(value)]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        issues.append(Issue(dotted(keys), f"expected a finite number, got {value}."))
+        return None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    message = f"expected a plain value, as YAML has them, got a {type(value).__name__}."
+    issues.append(Issue(dotted(keys), message))
+    return None
+
+
+def translate(
+    errors: Sequence[Mapping[str, Any]], tree: Any, schema: Mapping[str, Any]
+) -> list[tuple[Keys, str]]:
+    """Returns pydantic's `errors` as one (place, message) per mistaken value.
+
+    Args:
+        errors: `ValidationError.errors()`.
+        tree: the plain values that were validated.
+        schema: the JSON schema of the recipe, for the names of fields.
+    """
+    placed = [(*_place(error, tree), error) for error in errors]
+    found = []
+    for base, group in groupby(placed, key=lambda item: item[1]):
+        members = list(group)
+        # Of the alternatives of a union, the one that got further is the one that was meant.
+        deeper = [member for member in members if len(member[0]) > len(base)]
+        for keys, same in groupby(deeper or members, key=lambda item: item[0]):
+            found.append((keys, _message([item[2] for item in same], keys, schema)))
+    # pydantic counts only the right items of a list: with a mistaken one it is too short besides.
+    return [
+        (keys, message)
+        for keys, message in found
+        if not any(other[: len(keys)] == keys and other != keys for other, _ in found)
+    ]
+
+
+def _place(error: Mapping[str, Any], tree: Any) -> tuple[Keys, Keys]:
+    """Returns where the mistake is, and where the union that it is an alternative of begins."""
+    keys: Keys = ()
+    union: Keys | None = None
+    location = error["loc"]
+    for depth, part in enumerate(location):
+        named = isinstance(tree, dict) and part in tree
+        last = depth == len(location) - 1
+        if isinstance(part, int) and isinstance(tree, list):
+            if part >= len(tree):  # an item that is missing is the list's mistake
+                break
+            keys, tree = (*keys, part), tree[part]
+        elif named or (last and error["type"] == "missing"):
+            keys, tree = (*keys, part), tree.get(part)
+        else:  # pydantic's name for an alternative of a union
+            union = keys if union is None else union
+    return keys, keys if union is None else union
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "dataclass_type": "a mapping of fields",
+    "model_type": "a mapping of fields",
+    "dataclass_exact_type": "a mapping of fields",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "string_too_short": "text that is not empty",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+    "missing": "a longer list",
+    "literal_error": "{expected}",
+}
+
+
+def _message(errors: Sequence[Mapping[str, Any]], keys: Keys, schema: Mapping[str, Any]) -> str:
+    first = errors[0]
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return _unknown(keys, schema)
+    if first["type"] == "missing" and isinstance(first["loc"][-1], str):
+        about = _at(schema, keys).get("description", "")
+        return f"is required. {about}".rstrip()
+    expected = dict.fromkeys(
+        _EXPECTED[error["type"]].format(**error.get("ctx", {}))
+        if error["type"] in _EXPECTED
+        else error["msg"]
+        for error in errors
+    )
+    value = first["input"]
+    literals = re.findall("'([^']*)'", " ".join(expected))
+    return (
+        f"expected {', or '.join(expected)}; got {json.dumps(value, ensure_ascii=False)}."
+        f"{_hint(value, expected)}{did_you_mean(value, literals) if isinstance(value, str) else ''}"
+    )
+
+
+def _hint(value: Any, expected: Mapping[str, None]) -> str:
+    if not isinstance(value, str):
+        return " Quote it." if "text" in expected and not isinstance(value, (dict, list)) else ""
+    if "true or false" in expected and value.lower() in ("yes", "no", "on", "off"):
+        return f" Write {'true' if value.lower() in ('yes', 'on') else 'false'}."
+    numeric = re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?[0-9]+)?", value)
+    return " Leave the quotes out." if numeric and "number" in " ".join(expected) else ""
+
+
+def _unknown(keys: Keys, schema: Mapping[str, Any]) -> str:
+    name, parent = str(keys[-1]), keys[:-1]
+    options = list(_at(schema, parent).get("properties", {}))
+    holder = dotted(parent) or "a recipe"
+    if hint := did_you_mean(name, options):
+        return f"{holder} has no such field.{hint}"
+    homes = [home for home in _all_fields(schema) if home.rpartition(".")[2] == name]
+    if homes:
+        return f"{holder} has no such field; it belongs in {' or '.join(homes)}."
+    return f"{holder} has no such field; it has {', '.join(options)}."
+
+
+def _at(schema: Mapping[str, Any], keys: Keys) -> Mapping[str, Any]:
+    """Returns the part of the JSON schema that describes the value at `keys`."""
+    here = schema
+    for key in keys:
+        here = _resolved(here, schema)
+        here = here["items"] if isinstance(key, int) else here.get("properties", {}).get(key, {})
+    return _resolved(here, schema)
+
+
+def _resolved(part: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns `part` with its reference, or the one alternative that is a mapping, looked up."""
+    for option in (part, *part.get("anyOf", ())):
+        if "$ref" in option:
+            return schema["$defs"][option["$ref"].rpartition("/")[2]]
+    return part
+
+
+def _all_fields(schema: Mapping[str, Any]) -> Iterator[str]:
+    for section, part in schema["properties"].items():
+        within = _resolved(part, schema)
+        if "items" in part:
+            section, within = f"{section}[0]", _resolved(part["items"], schema)
+        yield from (f"{section}.{field}" for field in within.get("properties", {}))

@@ -1,0 +1,144 @@
+"""The keywords of `tunekit.finetune`, and the field of the recipe that each one is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tunekit.data.spec import AugmentSpec, BatchSpec, DataSpec
+from tunekit.errors import Issue, did_you_mean
+from tunekit.methods.spec import DEFAULT_LEARNING_RATE
+from tunekit.models.spec import BackboneSpec, HeadSpec
+from tunekit.plans.phase import Phase
+from tunekit.tasks.spec import TaskSpec
+from tunekit.training.spec import OptimizerSpec, RuntimeSpec
+
+IN_MEMORY = "in memory"
+"""Name of the backbone in the recipe of a model that came as an object."""
+
+AUGMENTS = {"light": AugmentSpec(horizontal_flip=True, random_resized_crop=(0.5, 1.0))}
+"""What `augment` says by a name; light: changes that few kinds of photograph mind."""
+
+DEFAULT_EPOCHS = 5
+
+_FIELDS = {
+    "model": "backbone.name",
+    "data": "data.path",
+    "task": "task.name",
+    "labels": "data.labels",
+    "method": "method",
+    "head": "head.kind",
+    "optimizer": "optimizer.name",
+    "weight_decay": "optimizer.weight_decay",
+    "batch_size": "batch.size",
+    "accumulate": "batch.accumulate",
+    "augment": "augment",
+    "label_smoothing": "task.label_smoothing",
+    "class_weights": "task.class_weights",
+    "balanced": "batch.balanced",
+    "clip_norm": "optimizer.clip_norm",
+    "ema": "optimizer.ema",
+    "image_size": "backbone.image_size",
+    "precision": "backbone.dtype",
+    "validation": "data.validation",
+    "seed": "seed",
+    "out": "runtime.out",
+    "resume": "runtime.resume",
+    "progress": "runtime.progress",
+}
+_SPECS = {
+    "backbone": BackboneSpec,
+    "data": DataSpec,
+    "task": TaskSpec,
+    "head": HeadSpec,
+    "optimizer": OptimizerSpec,
+    "augment": AugmentSpec,
+    "batch": BatchSpec,
+    "runtime": RuntimeSpec,
+}
+_PHASE = ("train", "epochs", "learning_rate", "schedule", "warmup", "early_stopping")
+_NAMES = (*_FIELDS, *_PHASE, "plan")
+
+
+def to_tree(keywords: Mapping[str, Any], issues: list[Issue]) -> dict[str, Any]:
+    """Returns the fields of the recipe that `keywords` say; mistakes join `issues`.
+
+    `None` and a field's own default say nothing. A spec is a whole section. A model or data that
+    are objects in memory have no place in a recipe: the caller holds them.
+    """
+    for name in keywords:
+        if name not in _NAMES:
+            hint = did_you_mean(name, _NAMES) or f" It has {', '.join(_NAMES)}."
+            issues.append(Issue(name, f"finetune has no such keyword.{hint}"))
+    given = {name: value for name, value in keywords.items() if value is not None}
+    if isinstance(augment := given.get("augment"), str):
+        given["augment"] = AUGMENTS.get(augment)
+        if augment not in AUGMENTS:
+            names = " or ".join(f"'{name}'" for name in AUGMENTS)
+            message = f"expected {names}, or an AugmentSpec; got {augment!r}."
+            issues.append(Issue("augment", message + did_you_mean(augment, AUGMENTS)))
+            del given["augment"]
+    tree: dict[str, Any] = {}
+    doors: dict[str, str] = {}
+    for name, field in _FIELDS.items():
+        section = field.partition(".")[0]
+        if section in _SPECS and isinstance(given.get(name), _SPECS[section]):
+            tree[section] = asdict(given.pop(name))
+            doors[section] = name
+    for name in _FIELDS.keys() & given.keys():
+        for field, value in _said(name, given[name]):
+            section, _, key = field.partition(".")
+            if not key:
+                tree[section] = value
+            elif value != getattr(_SPECS[section], key, None):
+                if section in doors:
+                    message = (
+                        f"{doors[section]} is a whole {_SPECS[section].__name__}; say {key} in it."
+                    )
+                    issues.append(Issue(name, message))
+                tree.setdefault(section, {})[key] = value
+    tree["plan"] = _plan(given, issues)
+    return tree
+
+
+def _said(name: str, value: Any) -> list[tuple[str, Any]]:
+    """Returns the fields that one keyword says, with their values."""
+    field = _FIELDS[name]
+    if name == "model" and not isinstance(value, (str, Path)):
+        return [(field, IN_MEMORY)]
+    if name in ("data", "validation") and not isinstance(value, (str, Path)):
+        is_share = name == "validation" and isinstance(value, (int, float))
+        return [("data.validation_fraction", value)] if is_share else []
+    tolist = getattr(value, "tolist", None)  # a NumPy array has no one answer to ==
+    return [(field, tolist() if callable(tolist) else value)]
+
+
+def _plan(given: Mapping[str, Any], issues: list[Issue]) -> Any:
+    """Returns the phases of `plan`, or the one phase that the keywords of a phase say."""
+    of_phase = {
+        name: given[name]
+        for name in _PHASE
+        if name in given and given[name] != getattr(Phase, name, None)
+    }
+    if "plan" in given:
+        for name in of_phase:
+            message = "belongs to a phase, and plan gives the phases; say it in them."
+            issues.append(Issue(name, message))
+        plan = given["plan"]
+        return [plan] if isinstance(plan, (Phase, Mapping)) else plan
+    head_only = given.get("method") == "head" or of_phase.get("train") in ("head", ["head"])
+    rate = DEFAULT_LEARNING_RATE["head" if head_only else "full"]
+    return [{"epochs": DEFAULT_EPOCHS, "learning_rate": rate} | of_phase]
+
+
+def as_keywords(issue: Issue, keywords: Mapping[str, Any]) -> Issue:
+    """Returns `issue` with its place named by the keyword that said it, where one did."""
+    for name, field in _FIELDS.items():
+        if issue.path == field and name in keywords:
+            return Issue(name, issue.message)
+    for name in _PHASE:
+        if issue.path == f"plan[0].{name}" and "plan" not in keywords:
+            return Issue(name, issue.message)
+    return issue
