@@ -53,6 +53,8 @@ class Group:
     """From 1, growing where the resolution falls; `None` where a backbone has no stages."""
     parameters: int
     """Numbers that can be trained."""
+    weights: tuple[str, ...]
+    """Those of the variables that can be trained: neither statistics nor seeds."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def depth_groups(model: Model) -> tuple[Group, ...]:
     if heads := next((child for child in sublayers(root) if child.name == "heads"), None):
         inside = [child for child in sublayers(heads) if any(True for _ in leaves(child))]
         groups += [sorter.group(f"heads/{head.name}", "head", [head]) for head in inside]
-    groups = _with_rest(groups, sorter)
+    groups[0] = sorter.with_rest(groups[0])
     stages = iter(_stages(blocks, sorter.layer_name))
     groups = [replace(g, stage=next(stages)) if g.kind == "block" else g for g in groups]
     return tuple(group for group in groups if group.variables or group.kind == "block")
@@ -110,26 +112,21 @@ class _Sorter:
         mine = tuple(v for v in self.left if v.startswith(prefixes))
         for variable in mine:
             del self.left[variable]
-        return Group(name, kind, mine, names, None, self.count(mine))
+        return self.made(name, kind, mine, names)
 
-    def count(self, names: Iterable[str]) -> int:
-        chosen = (self.variables[name] for name in names)
-        return sum(math.prod(v.shape) for v in chosen if id(v) in self.weights)
+    def made(
+        self, name: str, kind: GroupKind, variables: tuple[str, ...], layers: tuple[str, ...]
+    ) -> Group:
+        weights = tuple(v for v in variables if id(self.variables[v]) in self.weights)
+        parameters = sum(math.prod(self.variables[v].shape) for v in weights)
+        return Group(name, kind, variables, layers, None, parameters, weights)
 
+    def with_rest(self, stem: Group) -> Group:
+        """Adds to `stem` what no layer of the chain owns, such as an encoder's own weights.
 
-def _with_rest(groups: list[Group], sorter: _Sorter) -> list[Group]:
-    """Puts what no layer of the chain owns (an encoder's own weights) into the first group.
-
-    There it trains last, and only together with everything above it.
-    """
-    rest = tuple(sorter.left)
-    if not rest:
-        return groups
-    stem = groups[0]
-    grown = replace(
-        stem, variables=rest + stem.variables, parameters=stem.parameters + sorter.count(rest)
-    )
-    return [grown, *groups[1:]]
+        There it trains last, and only together with everything above it.
+        """
+        return self.made(stem.name, stem.kind, (*self.left, *stem.variables), stem.layers)
 
 
 def _backbone_parts(body: keras.Layer) -> list[_Part]:

@@ -1,0 +1,225 @@
+"""Heads: features in, one logit per label out. Always float32, seeded by (seed, name).
+
+A head is a small functional model named after what it predicts: pooling, then layers up to the
+one called ``logits``, whose kernel [D, C] has one column per label.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Any, Literal
+
+import keras
+from keras import ops
+
+from tunekit.errors import ModelError
+from tunekit.models.spec import HeadSpec
+
+Features = Literal["map", "tokens", "vector"]
+
+_SMALLEST = 1e-6
+"""GeM raises to a power, so features are clipped from below at this."""
+
+
+def build_head(
+    spec: HeadSpec,
+    *,
+    features: Features,
+    dim: int,
+    labels: tuple[str, ...],
+    name: str,
+    seed: int,
+    prefix_tokens: int = 0,
+) -> keras.Model:
+    """Returns a built head that takes features and gives logits [B, C], all in float32.
+
+    Args:
+        spec: kind, pooling and regularisation.
+        features: shape of the features: map [B, H, W, D], tokens [B, T, D] or vector [B, D].
+        dim: width D of the features.
+        labels: names of the C labels.
+        name: what the head predicts; with `seed` it fixes the initial values.
+        seed: any integer; the global random state is neither read nor moved.
+        prefix_tokens: tokens before the patch tokens, the class token first.
+
+    Raises:
+        ModelError: the pooling does not fit the features, or there are no labels.
+
+    Example:
+        >>> head = build_head(
+        ...     HeadSpec(), features="map", dim=8, labels=("cat", "dog"), name="label", seed=0
+        ... )
+        >>> head.output_shape
+        (None, 2)
+    """
+    if not labels:
+        raise ModelError(f"the head {name!r} needs at least one label, got none.")
+    _check_name(name)
+    rank = {"map": 3, "tokens": 2, "vector": 1}[features]
+    inputs = keras.Input((None,) * (rank - 1) + (dim,), dtype="float32", name="features")
+    x = inputs
+    if features != "vector":
+        kind = _pooling_kind(spec.pooling, features, prefix_tokens)
+        x = Pooling(kind, prefix_tokens=prefix_tokens, dtype="float32", name="pooling")(x)
+
+    def dropout(layer_name: str, x: Any) -> Any:
+        if not spec.dropout:
+            return x
+        seeded = _seed(seed, f"{name}/{layer_name}")
+        return keras.layers.Dropout(spec.dropout, seed=seeded, dtype="float32", name=layer_name)(x)
+
+    for i, width in enumerate(spec.hidden if spec.kind == "mlp" else ()):
+        he_normal: Any = keras.initializers.HeNormal(seed=_seed(seed, f"{name}/hidden_{i}"))
+        x = keras.layers.Dense(
+            width, "gelu", kernel_initializer=he_normal, dtype="float32", name=f"hidden_{i}"
+        )(x)
+        x = dropout(f"dropout_{i}", x)
+    if spec.kind != "mlp":
+        x = dropout("dropout", x)
+    return keras.Model(inputs, _logits(spec, len(labels), name, seed)(x), name=name)
+
+
+@keras.saving.register_keras_serializable(package="tunekit")
+class Pooling(keras.layers.Layer):
+    """One vector [B, D] from a map [B, H, W, D] or tokens [B, T, D].
+
+    - "avg", "max": over positions.
+    - "gem": generalised mean ``(mean(x^p))^(1/p)`` with a learned p, over x clipped to 1e-6 from
+      below (Radenović, Tolias and Chum, 2018, https://arxiv.org/abs/1711.02512, equation 3). One
+      p is shared by all channels.
+    - "token": the first token. "token+avg": it, followed by the mean of the patch tokens [B, 2D].
+    - "attention": a mean weighted by ``softmax(x . query / sqrt(D))`` with a learned query, which
+      starts at zero, as the plain mean.
+
+    Everything but "token" leaves the prefix tokens out.
+    """
+
+    def __init__(self, kind: str = "avg", prefix_tokens: int = 0, **kwargs: Any) -> None:
+        """Pools by `kind`; the first `prefix_tokens` tokens are not positions."""
+        super().__init__(**kwargs)
+        self.kind = kind
+        self.prefix_tokens = prefix_tokens
+
+    def build(self, input_shape: Any) -> None:
+        """Makes p, or the query [D]."""
+        if self.kind == "gem":
+            self.p = self.add_weight(name="p", shape=(), initializer=keras.initializers.Constant(3))
+        if self.kind == "attention":
+            self.query = self.add_weight(
+                name="query", shape=(input_shape[-1],), initializer="zeros"
+            )
+        super().build(input_shape)
+
+    def call(self, x: Any) -> Any:
+        """Returns [B, D], or [B, 2D] for "token+avg"."""
+        if self.kind == "token":
+            return x[:, 0]
+        if self.kind == "token+avg":
+            return ops.concatenate([x[:, 0], ops.mean(x[:, self.prefix_tokens :], axis=1)], -1)
+        dim: int = x.shape[-1]
+        # [B, H, W, D] and [B, T, D] alike become positions [B, P, D].
+        positions: Any = ops.reshape(x, (-1, math.prod(x.shape[1:-1]), dim))
+        positions = positions[:, self.prefix_tokens :]
+        match self.kind:
+            case "max":
+                return ops.max(positions, axis=1)
+            case "gem":
+                powers = ops.power(ops.maximum(positions, _SMALLEST), self.p)
+                return ops.power(ops.mean(powers, axis=1), 1 / self.p)
+            case "attention":
+                scores: Any = ops.matmul(positions, self.query) / dim**0.5
+                weights: Any = ops.softmax(scores, axis=-1)
+                return ops.sum(positions * weights[..., None], axis=1)
+            case _:
+                return ops.mean(positions, axis=1)
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        """Returns (B, D), or (B, 2D) for "token+avg"."""
+        dim = input_shape[-1]
+        return input_shape[0], 2 * dim if self.kind == "token+avg" else dim
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what `__init__` takes."""
+        return {**super().get_config(), "kind": self.kind, "prefix_tokens": self.prefix_tokens}
+
+
+@keras.saving.register_keras_serializable(package="tunekit")
+class CosineLogits(keras.layers.Layer):
+    """``scale * cos(x, prototype)`` for one prototype per label, with a learned scale.
+
+    Gidaris and Komodakis, 2018 (https://arxiv.org/abs/1804.09458), equation 3. The prototypes are
+    the columns of `kernel` [D, C]; their lengths do not matter.
+    """
+
+    def __init__(
+        self, units: int, scale: float = 10.0, kernel_initializer: Any = None, **kwargs: Any
+    ) -> None:
+        """Gives `units` logits, at first between -`scale` and `scale`."""
+        super().__init__(**kwargs)
+        self.units = units
+        self.initial_scale = scale
+        self.kernel_initializer = keras.initializers.get(kernel_initializer or "random_normal")
+
+    def build(self, input_shape: Any) -> None:
+        """Makes the prototypes [D, C] and the scale."""
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(input_shape[-1], self.units),
+            initializer=self.kernel_initializer,
+        )
+        self.scale = self.add_weight(
+            name="scale", shape=(), initializer=keras.initializers.Constant(self.initial_scale)
+        )
+        super().build(input_shape)
+
+    def call(self, x: Any) -> Any:
+        """Returns logits [B, C] for features [B, D]."""
+        cosine = ops.matmul(ops.normalize(x, axis=-1), ops.normalize(self.kernel, axis=0))
+        return self.scale * cosine
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
+        """Returns (B, C)."""
+        return *input_shape[:-1], self.units
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what `__init__` takes."""
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "scale": self.initial_scale,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+
+def _pooling_kind(pooling: str, features: Features, prefix_tokens: int) -> str:
+    if pooling == "auto":
+        return "token" if features == "tokens" and prefix_tokens else "avg"
+    if pooling.startswith("token") and not (features == "tokens" and prefix_tokens):
+        has = "a map of positions" if features == "map" else "patch tokens only"
+        raise ModelError(
+            f"pooling={pooling!r} needs a class token, and this backbone gives {has}; "
+            "use pooling='avg'."
+        )
+    return pooling
+
+
+def _logits(spec: HeadSpec, count: int, name: str, seed: int) -> keras.layers.Layer:
+    if spec.kind == "cosine":
+        initializer = keras.initializers.RandomNormal(seed=_seed(seed, f"{name}/logits"))
+        return CosineLogits(count, kernel_initializer=initializer, dtype="float32", name="logits")
+    # Small, so that the first predictions are near uniform and the first gradients gentle.
+    small: Any = keras.initializers.TruncatedNormal(stddev=0.02, seed=_seed(seed, f"{name}/logits"))
+    return keras.layers.Dense(
+        count, use_bias=spec.bias, kernel_initializer=small, dtype="float32", name="logits"
+    )
+
+
+def _seed(seed: int, name: str) -> int:
+    """A seed of its own for every variable, the same in every process."""
+    return zlib.crc32(f"{seed}/{name}".encode()) % 2**31
+
+
+def _check_name(name: str) -> None:
+    if not name.isidentifier():
+        raise ModelError(f"a head's name is a word such as 'label', got {name!r}.")
