@@ -14,14 +14,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tunekit import recipe_text
 from tunekit.data.spec import AugmentSpec, BatchSpec, DataSpec
-from tunekit.errors import Issue, RecipeError, did_you_mean
+from tunekit.errors import Issue, RecipeError
 from tunekit.methods.spec import MethodName
 from tunekit.models.spec import BackboneSpec, HeadSpec
 from tunekit.plans.phase import Phase
 from tunekit.recipe_checks import contradictions
 from tunekit.recipe_issues import Keys, dotted, plain, translate
 from tunekit.recipe_keywords import as_keywords, to_tree
-from tunekit.shipped import shipped_recipes
+from tunekit.shipped import recipe_path
 from tunekit.tasks.spec import TaskSpec
 from tunekit.training.spec import OptimizerSpec, RuntimeSpec
 
@@ -130,25 +130,6 @@ class Recipe(BaseModel):
     def save(self, path: str | Path) -> None:
         """Writes the recipe as YAML."""
         Path(path).write_text(self.to_yaml(), encoding="utf-8")
-
-
-def recipe_path(source: str | Path) -> Path:
-    """Returns the file of a recipe: the path itself, or that of the shipped recipe so named.
-
-    Raises:
-        RecipeError: there is neither.
-    """
-    if Path(source).is_file():
-        return Path(source)
-    shipped = shipped_recipes()
-    name = Path(source).as_posix().removesuffix(".yaml")
-    if name in shipped:
-        return shipped[name].path
-    # A name without its folder is the commonest slip, and too far from the whole for a near match.
-    tails = [full for full in shipped if full.rpartition("/")[2] == name]
-    hint = f" Did you mean '{tails[0]}'?" if tails else did_you_mean(name, shipped)
-    message = f"expected a YAML file or a shipped recipe, got '{source}'.{hint}"
-    raise RecipeError([Issue("", f"{message} `tunekit ls` lists the shipped ones.")])
 
 
 def _fill(recipe: Recipe, tree: dict[str, Any], issues: list[Issue]) -> None:

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunekit.errors import Issue, RecipeError, did_you_mean
+
 
 @dataclass(frozen=True)
 class Shipped:
@@ -28,6 +30,25 @@ def shipped_recipes() -> dict[str, Shipped]:
         name = path.relative_to(root).with_suffix("").as_posix()
         found[name] = Shipped(name, path, *_opening(path.read_text(encoding="utf-8")))
     return found
+
+
+def recipe_path(source: str | Path) -> Path:
+    """Returns the file of a recipe: the path itself, or that of the shipped recipe so named.
+
+    Raises:
+        RecipeError: there is neither.
+    """
+    if Path(source).is_file():
+        return Path(source)
+    shipped = shipped_recipes()
+    name = Path(source).as_posix().removesuffix(".yaml")
+    if name in shipped:
+        return shipped[name].path
+    # A name without its folder is the commonest slip, and too far from the whole for a near match.
+    tails = [full for full in shipped if full.rpartition("/")[2] == name]
+    hint = f" Did you mean '{tails[0]}'?" if tails else did_you_mean(name, shipped)
+    message = f"expected a YAML file or a shipped recipe, got '{source}'.{hint}"
+    raise RecipeError([Issue("", f"{message} `tunekit ls` lists the shipped ones.")])
 
 
 def _root() -> Path:

@@ -1,0 +1,230 @@
+"""The command ``tunekit``: recipes listed, checked and run; saved results evaluated and asked.
+
+Every command imports what it needs itself, so that ``tunekit --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tunekit import __version__
+from tunekit.errors import Issue, RecipeError, TunekitError, did_you_mean
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 2 for a mistake, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser, commands = _parsers()
+    if not argv:
+        parser.print_help()
+        return 2
+    if argv[0] not in commands:
+        if not argv[0].startswith("-"):
+            hint = did_you_mean(argv[0], commands)
+            parser.error(f"no such command: {argv[0]!r}.{hint} It has {', '.join(commands)}.")
+        parser.parse_args(argv)
+    # Intermixed: overrides and files may stand on both sides of an option.
+    args = commands[argv[0]].parse_intermixed_args(argv[1:])
+    try:
+        args.command(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("tunekit: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has enough; the flush at exit must not find the pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (TunekitError, OSError) as error:
+        if args.traceback:
+            raise
+        print(f"tunekit: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = argparse.ArgumentParser(
+        prog="tunekit", description="Transfer learning on pretrained models.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"tunekit {__version__}")
+    menu = parser.add_subparsers(metavar="COMMAND")
+    commands: dict[str, argparse.ArgumentParser] = {}
+
+    def add(name: str, command: Command, about: str, *arguments: str) -> argparse.ArgumentParser:
+        sub = menu.add_parser(name, help=about, description=about, allow_abbrev=False)
+        sub.add_argument("--traceback", action="store_true", help="show where an error arose")
+        sub.set_defaults(command=command)
+        for argument in arguments:
+            _ARGUMENTS[argument](sub)
+        commands[name] = sub
+        return sub
+
+    add("ls", _ls, "list the shipped recipes: name, what it does, measured result")
+    add("show", _show, "print a recipe as it is written", "recipe")
+    add("cp", _cp, "copy a recipe, to change it", "recipe", "to", "force")
+    add("validate", _validate, "check a recipe and overrides, training nothing", *_RECIPE)
+    add("run", _run, "train what a recipe says", *_RECIPE, "resume", "out")
+    add("eval", _eval, "metrics of a saved result on new data", "folder", "data", "json")
+    add("predict", _predict, "label and probability of each image", "folder", "files", "json")
+    add("schema", _schema, "print the JSON schema of recipes, for editors")
+    add("layers", _layers, "print a model's layers as a tree", "model")
+    return parser, commands
+
+
+_RECIPE = ("recipe", "overrides")
+_ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], object]] = {
+    "recipe": lambda sub: sub.add_argument("recipe", help="a YAML file, or a name from tunekit ls"),
+    "overrides": lambda sub: sub.add_argument(
+        "overrides", nargs="*", metavar="PATH=VALUE", help="such as plan.0.epochs=2"
+    ),
+    "to": lambda sub: sub.add_argument("to", type=Path, help="the new file, or its folder"),
+    "force": lambda sub: sub.add_argument(
+        "--force", action="store_true", help="overwrite the file"
+    ),
+    "resume": lambda sub: sub.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in the folder"
+    ),
+    "out": lambda sub: sub.add_argument(
+        "--out", metavar="DIR", help="folder of the result; runs/<recipe> where none is given"
+    ),
+    "folder": lambda sub: sub.add_argument("out", help="folder of a saved result"),
+    "data": lambda sub: sub.add_argument("data", help="image folder, CSV or Parquet file"),
+    "files": lambda sub: sub.add_argument("files", nargs="+", help="images"),
+    "json": lambda sub: sub.add_argument("--json", action="store_true", help="print JSON"),
+    "model": lambda sub: sub.add_argument("model", help="bundled name, preset or folder"),
+}
+
+
+def _ls(args: argparse.Namespace) -> None:
+    from tunekit.shipped import shipped_recipes
+
+    rows = [(recipe.name, recipe.about, recipe.result) for recipe in shipped_recipes().values()]
+    _print_table([("recipe", "what it does", "measured result"), *rows])
+
+
+def _show(args: argparse.Namespace) -> None:
+    from tunekit.shipped import recipe_path
+
+    print(recipe_path(args.recipe).read_text(encoding="utf-8"), end="")
+
+
+def _cp(args: argparse.Namespace) -> None:
+    from tunekit.shipped import recipe_path
+
+    source = recipe_path(args.recipe)
+    target = args.to / source.name if args.to.is_dir() else args.to
+    if target.exists() and not args.force:
+        raise TunekitError(f"{target} exists; choose another name, or overwrite it with --force.")
+    if not target.parent.is_dir():
+        raise TunekitError(f"{target.parent} is no folder; make it first.")
+    target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    print(target)
+
+
+def _validate(args: argparse.Namespace) -> None:
+    from tunekit.recipe import Recipe
+
+    recipe = Recipe.load(args.recipe, args.overrides)
+    phases = "1 phase" if len(recipe.plan) == 1 else f"{len(recipe.plan)} phases"
+    print(f"{args.recipe} is a valid recipe: {recipe.backbone.name}, {phases}.")
+
+
+def _run(args: argparse.Namespace) -> None:
+    from tunekit.recipe import Recipe
+
+    overrides = list(args.overrides)
+    # A JSON string is a YAML one, whatever is in it.
+    overrides += [f"runtime.out={json.dumps(args.out)}"] if args.out else []
+    overrides += ["runtime.resume=true"] if args.resume else []
+    recipe = Recipe.load(args.recipe, overrides)
+    if recipe.data.path is None:
+        message = f"is required to run: tunekit run {args.recipe} data.path=photos/"
+        raise RecipeError([Issue("data.path", message)])
+    out = recipe.runtime.out or str(_free_folder(Path("runs") / Path(args.recipe).stem))
+    recipe = recipe.model_copy(update={"runtime": replace(recipe.runtime, out=out)})
+
+    from tunekit.finetune import run
+
+    result = run(recipe)
+    result.save(out)
+    result.plot(Path(out) / "curves.png")
+    _print_metrics(result.metrics)
+    print(f"saved in {out}")
+
+
+def _free_folder(folder: Path) -> Path:
+    """Returns `folder`, or the first of `folder`-2, `folder`-3… that does not exist."""
+    free, number = folder, 1
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from tunekit.result import load
+
+    metrics = load(args.out).evaluate(args.data)
+    if args.json:
+        print(json.dumps(metrics, indent=2))
+    else:
+        _print_metrics(metrics)
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from tunekit.result import load
+
+    predictions = load(args.out).predict(args.files)
+    if args.json:
+        print(json.dumps([prediction.to_json() for prediction in predictions], indent=2))
+        return
+    rows = [(each.id, ", ".join(each.labels), f"{each.probability:.3f}") for each in predictions]
+    _print_table([("image", "label", "probability"), *rows])
+
+
+def _schema(args: argparse.Namespace) -> None:
+    from tunekit.recipe import Recipe
+
+    print(json.dumps(Recipe.json_schema(), indent=2))
+
+
+def _layers(args: argparse.Namespace) -> None:
+    from tunekit.models.model import load_model
+
+    print(load_model(args.model).layers())
+
+
+def _print_metrics(metrics: Mapping[str, Any]) -> None:
+    """Prints the numbers, one a line, and those of each class as a table."""
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+    _print_table([(name, f"{value:.4f}") for name, value in numbers.items()])
+    per_class = metrics.get("per_class")
+    if not per_class:
+        return
+    columns = list(next(iter(per_class.values())))
+    rows = [
+        (label, *("-" if row[key] is None else f"{row[key]:.4g}" for key in columns))
+        for label, row in per_class.items()
+    ]
+    print()
+    _print_table([("class", *columns), *rows])
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(padded).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
