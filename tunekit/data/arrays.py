@@ -30,14 +30,14 @@ def find_arrays(images: Any, labels: Any, where: str) -> Found:
         DataError: lists everything that is wrong with the two.
     """
     issues: list[Issue] = []
-    found_images = _images(images, where, issues)
+    found_images = _images(images, f"{where}.images", issues)
     names, multi_label, declared = (), False, ()
     try:
         names, multi_label, declared = _labels(labels)
     except DataError as error:
         issues.append(Issue(f"{where}.labels", str(error)))
     else:
-        if found_images is not None and len(found_images) != len(names):
+        if len(found_images) != len(names):
             issues.append(
                 Issue(
                     where,
@@ -45,7 +45,7 @@ def find_arrays(images: Any, labels: Any, where: str) -> Found:
                     f"{len(names)} labels",
                 )
             )
-    if issues or found_images is None:
+    if issues:
         raise data_error(issues)
     return Found(found_images, names, multi_label, declared)
 
@@ -57,14 +57,13 @@ def image_items(items: Any, place: str = "images") -> Images:
         DataError: an item is none of these, or a path does not exist.
     """
     issues: list[Issue] = []
-    images = _images(items, place, issues)
-    if issues or images is None:
+    found = _images(items, place, issues)
+    if issues:
         raise data_error(issues)
-    return images
+    return found
 
 
-def _images(images: Any, where: str, issues: list[Issue]) -> Images | None:
-    path = f"{where}.images"
+def _images(images: Any, path: str, issues: list[Issue]) -> Images:
     if isinstance(images, (list, tuple)):
         return _image_list(images, path, issues)
     array = np.asarray(images)

@@ -86,7 +86,9 @@ def rand_augment(
     Strength is magnitude / 10 of each operation's full range; its direction, where it has one, is
     chosen by a coin.
 
-    Source: Cubuk et al. 2019 (arXiv:1909.13719), with the ranges of its released code.
+    Source: Cubuk et al. 2019 (arXiv:1909.13719). Departures: timm's operations (the paper's, less
+    identity, with invert and solarize_add), torchvision's ranges, so that magnitude 0 changes
+    little, and every drawn operation is applied.
     """
     strength = spec.magnitude / 10
     for index in rng.integers(len(OPERATIONS), size=spec.num_ops):

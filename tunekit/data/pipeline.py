@@ -95,11 +95,11 @@ class Batches:
             if not isinstance(error, TunekitError):
                 error.add_note(f"while reading {example['id']}")
             raise
-        return {**columns, "weight": np.float32(1), "index": np.int32(index)}
+        return {**columns, "weight": np.ones((), np.float32), "index": np.array(index, np.int32)}
 
     def _stack(self, rows: Sequence[Columns]) -> Columns:
         missing = self.batch_size - len(rows)
-        padding = {**rows[0], "weight": np.float32(0)}
+        padding = {**rows[0], "weight": np.zeros((), np.float32)}
         padded = [*rows, *[padding] * missing]
         return {name: _stack_column(name, [row[name] for row in padded]) for name in rows[0]}
 
@@ -130,7 +130,7 @@ def _balanced_order(source: Any, rng: np.random.Generator, *, shuffle: bool) -> 
         members = np.flatnonzero(labels == label)
         quota = len(labels) // len(classes) + (turn < len(labels) % len(classes))
         rounds = [rng.permutation(members) for _ in range(-(-quota // len(members)))]
-        drawn.append(np.concatenate([*rounds, members[:0]])[:quota])
+        drawn.append(np.concatenate(rounds)[:quota])
     order = np.concatenate(drawn)
     return rng.permutation(order) if shuffle else np.sort(order)
 
