@@ -27,6 +27,10 @@ class SelectionError(TunekitError, ValueError):
     """A pattern or selector of variables matches nothing, or is not of the grammar."""
 
 
+class TrainingError(TunekitError, RuntimeError):
+    """Training went wrong at a step; the model is as it was before."""
+
+
 class CheckpointError(TunekitError, ValueError):
     """A checkpoint is missing, or belongs to another run."""
 

@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 import keras
 from keras.src.utils.naming import to_snake_case
 
+Role = Literal["weight", "statistic", "seed"]
+"""Moved by an optimizer; by a forward pass; or the state of a random seed generator."""
 
 
 def structural_names(root: keras.Layer) -> dict[str, keras.Variable]:
@@ -44,6 +47,19 @@ def structural_names(root: keras.Layer) -> dict[str, keras.Variable]:
     missed = [v.path for v in root.variables if id(v) not in named]
     assert not missed, f"the walk over {root.name!r} missed the variables {missed}"
     return names
+
+
+def variable_roles(root: keras.Layer) -> dict[str, Role]:
+    """Returns the role of every variable of `root` by structural name.
+
+    The role is what the layer made the variable for; ``trainable`` flags do not change it.
+    """
+    roles: dict[int, Role] = {}
+    for _, layer in _walk(root, "", set()):
+        roles.update((id(v), "weight") for v in layer._trainable_variables)
+        roles.update((id(v), "statistic") for v in layer._non_trainable_variables)
+        roles.update((id(g.state), "seed") for g in layer._seed_generators)
+    return {name: roles[id(variable)] for name, variable in structural_names(root).items()}
 
 
 def layer_names(root: keras.Layer) -> dict[str, keras.Layer]:

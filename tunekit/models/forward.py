@@ -7,6 +7,7 @@ dropout inside a part of the network where nothing trains is off.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -14,8 +15,13 @@ import jax
 import keras
 
 from tunekit.models.cpu_convolution import cpu_convolutions
-from tunekit.models.intercept import Wrap, in_inference_mode, intercept
-from tunekit.names import layer_names, structural_names
+from tunekit.models.intercept import (
+    Wrap,
+    ignoring_trainable_flag,
+    in_inference_mode,
+    intercept,
+)
+from tunekit.names import Role, layer_names, structural_names, variable_roles
 
 Values = dict[str, jax.Array]
 Outputs = object
@@ -36,11 +42,11 @@ class Forward:
     group_of: Callable[[str], Collection[str]]
     """From a variable's name to the names of its depth group: what trains with it."""
     layers: Mapping[str, keras.Layer] = field(repr=False)
+    roles: Mapping[str, Role] = field(repr=False)
+    """What each variable is: weight, statistic or seed."""
 
     @classmethod
-    def of(
-        cls, model: keras.Model, groups: Collection[Collection[str]] | None = None
-    ) -> Forward:
+    def of(cls, model: keras.Model, groups: Collection[Collection[str]] | None = None) -> Forward:
         """Returns the forward pass of `model`.
 
         Args:
@@ -50,7 +56,17 @@ class Forward:
         variables = structural_names(model)
         whole = tuple(variables)
         by_name = {name: tuple(group) for group in groups or () for name in group}
-        return cls(model, variables, lambda name: by_name.get(name, whole), layer_names(model))
+        return cls(
+            model,
+            variables,
+            lambda name: by_name.get(name, whole),
+            layer_names(model),
+            variable_roles(model),
+        )
+
+    def names(self, role: Role) -> list[str]:
+        """Returns the names of the variables of one role, in the model's order."""
+        return [name for name in self.variables if self.roles[name] == role]
 
     def values(self) -> Values:
         """Returns the model's present values, without copying them."""
@@ -58,6 +74,14 @@ class Forward:
 
     def assign(self, values: Mapping[str, jax.Array]) -> None:
         """Writes `values` into the model's variables, the model then holding these arrays."""
+        try:
+            self._assign(values)
+        except KeyboardInterrupt:
+            # All or nothing: a model of which half is trained is worth neither half.
+            self._assign(values)
+            raise
+
+    def _assign(self, values: Mapping[str, jax.Array]) -> None:
         for name, value in values.items():
             self.variables[name].assign(value)
 
@@ -80,31 +104,37 @@ class Forward:
         Returns:
             The model's outputs, and new values of BatchNorm statistics and seeds.
         """
-        mapping = [(variable, values[name]) for name, variable in self.variables.items()]
+        # Trained values may be float32 where the variable, and so the layer, is bfloat16.
+        given = {name: values[name].astype(v.dtype) for name, v in self.variables.items()}
+        mapping = [(variable, given[name]) for name, variable in self.variables.items()]
         with (
             keras.StatelessScope(state_mapping=mapping) as scope,
             intercept(self._kernels()),
-            intercept(self._frozen(trainable) if training else {}),
+            intercept(self._modes(trainable) if training else {}),
         ):
             outputs = self.model(inputs, training=training)
         updates = {}
         for name, variable in self.variables.items():
             value = scope.get_current_value(variable)
-            if value is not None and value is not values[name]:
+            if value is not None and value is not given[name]:
                 updates[name] = value
         return outputs, updates
 
     def _kernels(self) -> dict[keras.Layer, Wrap]:
         return cpu_convolutions(self.layers.values()) if jax.default_backend() == "cpu" else {}
 
-    def _frozen(self, trainable: Collection[str]) -> dict[keras.Layer, Wrap]:
-        """Layers with a training mode in which nothing trains."""
+    def _modes(self, trainable: Collection[str]) -> dict[keras.Layer, Wrap]:
+        """Puts each layer that has a training mode into the one that the partition says."""
         names = {id(variable): name for name, variable in self.variables.items()}
         wraps: dict[keras.Layer, Wrap] = {}
         for layer in self.layers.values():
             owned = [names[id(v)] for v in _own_moding_variables(layer)]
-            if owned and not any(name in trainable for name in self._deciding(layer, owned, names)):
+            if not owned:
+                continue
+            if not any(name in trainable for name in self._deciding(layer, owned, names)):
                 wraps[layer] = in_inference_mode
+            elif not layer.trainable:
+                wraps[layer] = functools.partial(ignoring_trainable_flag, layer)
         return wraps
 
     def _deciding(

@@ -47,3 +47,21 @@ def in_inference_mode(call: Call) -> Call:
         return call(*args, **{**kwargs, "training": False})
 
     return inference_call
+
+
+def ignoring_trainable_flag(layer: keras.Layer, call: Call) -> Call:
+    """Returns `call` with ``layer.trainable`` true: BatchNorm obeys that flag and not its mode.
+
+    Sets the private ``_trainable`` behind the property, as of Keras 3.15; the property itself
+    would pass the flag on to the layer's variables.
+    """
+
+    def trainable_call(*args: Any, **kwargs: Any) -> Any:
+        flag = layer._trainable
+        object.__setattr__(layer, "_trainable", True)
+        try:
+            return call(*args, **kwargs)
+        finally:
+            object.__setattr__(layer, "_trainable", flag)
+
+    return trainable_call

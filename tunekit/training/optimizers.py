@@ -1,0 +1,102 @@
+"""From an optimizer's spec to one optax transformation a variable.
+
+Every variable has an optimizer state of its own, with its own count of steps: a variable thawed
+late starts with the bias correction of a first step, and a variable that goes on training keeps
+its moments whatever joins or leaves. The learning rate is no part of it; the step multiplies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+from optax.contrib import scale_by_muon
+
+from tunekit.training.spec import OptimizerSpec
+
+Values = dict[str, jax.Array]
+OptimizerStates = dict[str, Any]
+
+_UNDECAYED = ("class_token", "position_embedding", "pos_embed", "register_tokens")
+
+
+def transformation(
+    spec: OptimizerSpec, name: str, value: jax.Array
+) -> optax.GradientTransformation:
+    """Returns the transformation of one variable, for a learning rate of 1.
+
+    Weight decay is decoupled (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) for
+    every optimizer but "adam", which has none. Vectors (biases, norms' scales) and tokens and
+    positions have none either.
+
+    Args:
+        spec: the optimizer.
+        name: structural name of the variable.
+        value: its value, for its shape.
+    """
+    adam = optax.scale_by_adam(*spec.betas, eps=spec.epsilon)
+    base = {
+        "adam": lambda: adam,
+        "adamw": lambda: adam,
+        "sgd": lambda: optax.trace(spec.momentum, nesterov=True),
+        "lion": lambda: optax.scale_by_lion(*spec.betas),
+        # Muon orthogonalises matrices of hidden layers; all else is Adam's, as its author says.
+        "muon": lambda: scale_by_muon() if _is_hidden_matrix(name, value) else adam,
+    }[spec.name]()
+    if spec.name == "adam" or not spec.weight_decay or not decays(name, value):
+        return base
+    return optax.chain(base, optax.add_decayed_weights(spec.weight_decay))
+
+
+def decays(name: str, value: jax.Array) -> bool:
+    """Returns whether weight decay acts on the variable."""
+    return value.ndim > 1 and not any(word in name for word in _UNDECAYED)
+
+
+def _is_hidden_matrix(name: str, value: jax.Array) -> bool:
+    return value.ndim == 2 and not name.startswith("heads/") and "embedding" not in name
+
+
+def initial_states(
+    spec: OptimizerSpec, trainable: Mapping[str, jax.Array], kept: Mapping[str, Any] | None = None
+) -> OptimizerStates:
+    """Returns one optimizer state for each variable of `trainable`.
+
+    Args:
+        spec: the optimizer.
+        trainable: float32 values by structural name.
+        kept: states of an earlier phase; a variable in both goes on with its own.
+    """
+    kept = kept or {}
+    return {
+        name: kept[name] if name in kept else transformation(spec, name, value).init(value)
+        for name, value in trainable.items()
+    }
+
+
+def apply_gradients(
+    spec: OptimizerSpec,
+    gradients: Mapping[str, jax.Array],
+    states: Mapping[str, Any],
+    trainable: Mapping[str, jax.Array],
+    learning_rate: jax.Array,
+) -> tuple[Values, OptimizerStates]:
+    """Returns the values and states after one step.
+
+    Args:
+        spec: the optimizer.
+        gradients: of the mean loss, by structural name.
+        states: from `initial_states`.
+        trainable: the present values.
+        learning_rate: scalar.
+    """
+    new_values: Values = {}
+    new_states: OptimizerStates = {}
+    for name, value in trainable.items():
+        step, new_states[name] = transformation(spec, name, value).update(
+            gradients[name], states[name], value
+        )
+        new_values[name] = value - learning_rate * step
+    return new_values, new_states

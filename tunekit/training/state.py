@@ -1,0 +1,132 @@
+"""What a run is made of while it lasts: the partitioned values, and how far it has come."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tunekit.models.forward import Forward
+from tunekit.plans.resolve import ResolvedPhase
+from tunekit.training.optimizers import initial_states
+from tunekit.training.spec import OptimizerSpec
+from tunekit.training.step import Carried, Values
+
+NO_SCORE = -sys.float_info.max
+"""Score before any evaluation; finite, so that it is JSON."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come; JSON, and with the arrays of `State` enough to go on exactly."""
+
+    phase: int = 0
+    """The phase that runs."""
+    phase_step: int = 0
+    """Optimizer steps done in it."""
+    step: int = 0
+    """Optimizer steps done in all."""
+    first_epoch: int = 0
+    """Passes over the data before this phase; a phase always begins a new pass."""
+    loss_sum: float = 0.0
+    """Losses of the present pass, weighted by its examples."""
+    loss_weight: float = 0.0
+    """Examples of the present pass so far."""
+    score: float = NO_SCORE
+    """The monitored metric at the last evaluation, turned so that higher is better."""
+    best_score: float = NO_SCORE
+    """The best score of the run."""
+    phase_best_score: float = NO_SCORE
+    """The best score of this phase."""
+    waited: int = 0
+    """Evaluations of this phase since its best."""
+    moved: list[str] = field(default_factory=list)
+    """Names of the variables that may differ from the model's at the start, sorted."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One row a pass."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON values."""
+        return asdict(self)
+
+
+@dataclass
+class State:
+    """Everything that changes while a run lasts."""
+
+    carried: Carried
+    """What the step consumes and gives back."""
+    frozen: Values
+    """All other values; never donated, so the model's own arrays stay alive."""
+    best: Values | None
+    """Moved values of the best evaluation."""
+    progress: Progress
+
+    def values(self, *, averaged: bool = False) -> Values:
+        """Returns every value by structural name; with the moving averages in place if `averaged`."""
+        averages = self.carried.ema if averaged else {}
+        return {**self.frozen, **self.carried.mutable, **self.carried.trainable, **averages}
+
+    def moved(self, *, averaged: bool = False) -> Values:
+        """Returns the values that may differ from the model's at the start."""
+        values = self.values(averaged=averaged)
+        return {name: values[name] for name in self.progress.moved}
+
+    def keep_as_best(self, forward: Forward) -> None:
+        """Copies the moved values as those of the best evaluation, in the model's dtypes."""
+        self.best = {
+            name: jnp.array(value, forward.variables[name].dtype, copy=True)
+            for name, value in self.moved(averaged=True).items()
+        }
+
+    def is_whole(self) -> bool:
+        """Whether no value was consumed by a step that did not come back."""
+        return not any(leaf.is_deleted() for leaf in jax.tree.leaves(tuple(self.carried)))
+
+
+def enter_phase(
+    forward: Forward,
+    phase: ResolvedPhase,
+    values: Mapping[str, jax.Array],
+    optimizer: OptimizerSpec,
+    *,
+    previous: Carried | None,
+    best: Values | None,
+    progress: Progress,
+) -> State:
+    """Returns the state at the start of `phase`: `values` split anew by what trains in it.
+
+    Args:
+        forward: the model's forward pass.
+        phase: what trains.
+        values: every value by structural name; not consumed.
+        optimizer: the optimizer.
+        previous: the end of the phase before; moments and averages of what goes on training are
+            kept.
+        best: moved values of the best evaluation so far.
+        progress: how far the run is; the variables that this phase moves are added to it.
+    """
+    mutable_names = forward.names("statistic")
+    trainable = {
+        name: jnp.array(values[name], jnp.float32, copy=True)
+        for name in forward.variables
+        if name in phase.trainable
+    }
+    mutable_values = {name: jnp.array(values[name], copy=True) for name in mutable_names}
+    frozen = {
+        name: values[name].astype(variable.dtype)
+        for name, variable in forward.variables.items()
+        if name not in trainable and name not in mutable_values
+    }
+    averages = previous.ema if previous is not None else {}
+    ema = {
+        name: jnp.array(averages.get(name, value), copy=True)
+        for name, value in (trainable.items() if optimizer.ema is not None else ())
+    }
+    states = initial_states(optimizer, trainable, previous.optimizer if previous else None)
+    progress.moved = sorted({*progress.moved, *trainable, *mutable_names})
+    return State(Carried(trainable, mutable_values, states, ema), frozen, best, progress)

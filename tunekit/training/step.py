@@ -1,0 +1,164 @@
+"""The one compiled training step: micro-batches, one normalisation, clipping, optimizer, EMA."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tunekit.training.optimizers import apply_gradients
+from tunekit.training.spec import OptimizerSpec
+
+Values = dict[str, jax.Array]
+Batch = Mapping[str, jax.Array]
+
+
+class Objective(Protocol):
+    """What a task gives the step. All of it is traced: pure functions of arrays."""
+
+    def augment_batch(self, key: jax.Array, batch: Batch) -> Batch:
+        """Returns the batch as the loss takes it."""
+        ...
+
+    def inputs(self, batch: Batch) -> Any:
+        """Returns what the model takes."""
+        ...
+
+    def loss(self, outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Returns the summed loss and the summed weight."""
+        ...
+
+
+class ForwardPass(Protocol):
+    """The model as a pure function of its values (``tunekit.models.forward.Forward``)."""
+
+    def __call__(
+        self, values: Values, inputs: Any, *, training: bool, trainable: frozenset[str]
+    ) -> tuple[Any, Values]:
+        """Returns the outputs and the values that the pass changed."""
+        ...
+
+
+class Carried(NamedTuple):
+    """The part of the state that a step consumes and gives back; its buffers are donated."""
+
+    trainable: Values
+    """What the optimizer moves, float32 whatever the model computes in."""
+    mutable: Values
+    """What the forward pass moves: BatchNorm statistics."""
+    optimizer: dict[str, Any]
+    ema: Values
+    """Moving average of `trainable`; empty without one."""
+
+
+class Measured(NamedTuple):
+    """What a step reports."""
+
+    loss: jax.Array
+    """Mean loss of the batch, before the step."""
+    gradient_norm: jax.Array
+    """Global L2 norm of the gradients, before clipping."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A training step for one choice of what trains.
+
+    The micro-batches' losses and gradients are summed and divided once by the summed weight, so
+    that k micro-batches equal one batch. Seeds are drawn from the step's key, never carried: a
+    resumed run draws what the uninterrupted one would.
+    """
+
+    forward: ForwardPass
+    objective: Objective
+    optimizer: OptimizerSpec
+    trainable: frozenset[str]
+    seeds: Mapping[str, tuple[tuple[int, ...], Any]]
+    """Shape and dtype of the model's seed states, by structural name."""
+    accumulate: int = 1
+    """Micro-batches of a step."""
+
+    def compiled(self, *arguments: Any) -> Callable[..., tuple[Carried, Measured]]:
+        """Returns the step compiled for `arguments`: (carried, frozen, batch, rate, key)."""
+        return jax.jit(self, donate_argnums=0).lower(*arguments).compile()
+
+    def __call__(
+        self,
+        carried: Carried,
+        frozen: Values,
+        batch: Batch,
+        learning_rate: jax.Array,
+        key: jax.Array,
+    ) -> tuple[Carried, Measured]:
+        """Returns the state after one optimizer step on `batch`."""
+        total, weight, gradients, mutable = self._gradients(carried, frozen, batch, key)
+        weight = jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
+        gradients = {name: value / weight for name, value in gradients.items()}
+        norm = optax.tree.norm(gradients)
+        if self.optimizer.clip_norm is not None:
+            factor = jnp.minimum(1.0, self.optimizer.clip_norm / jnp.maximum(norm, 1e-12))
+            gradients = {name: value * factor for name, value in gradients.items()}
+        trainable, optimizer = apply_gradients(
+            self.optimizer, gradients, carried.optimizer, carried.trainable, learning_rate
+        )
+        ema = {
+            name: self._decay() * average + (1 - self._decay()) * trainable[name]
+            for name, average in carried.ema.items()
+        }
+        return Carried(trainable, mutable, optimizer, ema), Measured(total / weight, norm)
+
+    def _decay(self) -> float:
+        return self.optimizer.ema or 0.0
+
+    def _gradients(
+        self, carried: Carried, frozen: Values, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array, Values, Values]:
+        """Summed loss, summed weight, summed gradients, and the mutable values afterwards."""
+
+        def micro_step(sums, inputs):
+            total, weight, gradients, mutable = sums
+            micro_batch, micro_key = inputs
+            loss = jax.value_and_grad(self._summed_loss, has_aux=True)
+            (new_total, (new_weight, mutable)), new_gradients = loss(
+                carried.trainable, mutable, frozen, micro_batch, micro_key
+            )
+            gradients = {name: gradients[name] + new_gradients[name] for name in gradients}
+            return (total + new_total, weight + new_weight, gradients, mutable), None
+
+        zero = jnp.zeros((), jnp.float32)
+        no_gradients = {name: jnp.zeros_like(value) for name, value in carried.trainable.items()}
+        sums = (zero, zero, no_gradients, carried.mutable)
+        keys = jax.random.split(key, self.accumulate)
+        if self.accumulate == 1:
+            return micro_step(sums, (batch, keys[0]))[0]
+        micro_batches = {
+            name: column.reshape(self.accumulate, -1, *column.shape[1:])
+            for name, column in batch.items()
+        }
+        return jax.lax.scan(micro_step, sums, (micro_batches, keys))[0]
+
+    def _summed_loss(
+        self, trainable: Values, mutable: Values, frozen: Values, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, Values]]:
+        augment_key, seed_key = jax.random.split(key)
+        batch = self.objective.augment_batch(augment_key, batch)
+        values = {**frozen, **mutable, **trainable, **self._drawn_seeds(seed_key)}
+        outputs, updates = self.forward(
+            values, self.objective.inputs(batch), training=True, trainable=self.trainable
+        )
+        total, weight = self.objective.loss(outputs, batch)
+        return total, (weight, {name: updates.get(name, mutable[name]) for name in mutable})
+
+    def _drawn_seeds(self, key: jax.Array) -> Values:
+        return {
+            # By name, not by place: what else is in the model does not change a layer's masks.
+            name: jax.random.bits(
+                jax.random.fold_in(key, zlib.crc32(name.encode())), shape, jnp.uint32
+            ).astype(dtype)
+            for name, (shape, dtype) in self.seeds.items()
+        }
