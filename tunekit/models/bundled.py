@@ -1,8 +1,8 @@
-"""The pretrained weights that ship inside tunekit, and the labels that go with ImageNet."""
+"""The pretrained weights that ship inside tunekit."""
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -18,15 +18,7 @@ def folder(name: str) -> Path:
     return WEIGHTS / name
 
 
-def class_labels(source: str, count: int) -> tuple[str, ...]:
-    """Returns a name for each of `count` classes of a classifier read from `source`.
-
-    A folder may name them in its ``labels.json``. Otherwise a classifier of 1,000 classes is
-    taken for ImageNet-1k in the usual order, as timm takes it; any other has "0", "1", ...
-    """
-    own = Path(source) / "labels.json"
-    if own.is_file():
-        return tuple(json.loads(own.read_text()))
-    if count == 1000:
-        return tuple(json.loads((folder("efficientnet_lite0") / "labels.json").read_text()))
-    return tuple(str(index) for index in range(count))
+def license(name: str) -> str:
+    """Returns the licence of a bundled backbone's weights, from its README's table."""
+    (row,) = re.findall(r"^\| Licence \| (\S+)", (folder(name) / "README.md").read_text(), re.M)
+    return row

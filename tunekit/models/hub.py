@@ -21,6 +21,7 @@ from tunekit.errors import ModelError, did_you_mean
 from tunekit.models import bundled
 from tunekit.models.backbone import Backbone, Features, PretrainedHead
 from tunekit.models.initialisation import seeded, without_values
+from tunekit.models.labels import class_labels
 from tunekit.models.positions import resize_positions
 from tunekit.models.preprocessing import ImagePreprocessing
 from tunekit.models.spec import BackboneSpec
@@ -45,7 +46,7 @@ def tensorflow_hidden() -> Iterator[None]:
     finally:
         for name in hidden:
             sys.modules.pop(name, None)
-        for module, available in zip(lazy, known):
+        for module, available in zip(lazy, known, strict=True):
             module._available = available
 
 
@@ -66,24 +67,27 @@ def load_preset(name: str, spec: BackboneSpec, *, seed: int) -> Backbone:
     """Returns the backbone of a KerasHub preset, and its classifier if the preset has one.
 
     Args:
-        name: preset name, "kaggle://..." handle, or preset folder.
+        name: bundled name, preset name, "kaggle://..." handle, or preset folder.
         spec: how to build it; its `name` is not read.
         seed: of the fresh weights when ``spec.pretrained`` is False.
 
     Raises:
         ModelError: no such preset, it cannot be fetched, or it is no image backbone.
     """
-    preset = _read(name, spec, seed)
+    is_bundled = name in bundled.names()
+    place = str(bundled.folder(name)) if is_bundled else name
+    preset = _read(place, spec, seed)
     body = getattr(preset, "backbone", preset)
     native = _input_size(body)
-    preprocessing = _preprocessing(preset, name, native)
+    preprocessing = _preprocessing(preset, place, native)
     size = image_size(spec, preprocessing.image_size_px)
     body = resized(body, size) if native not in (None, size) else body
     return as_backbone(
         body,
         preprocessing.with_size(size),
         source=name,
-        head=_head(preset, name) if spec.pretrained and body is not preset else None,
+        head=_head(preset, place) if spec.pretrained else None,
+        license=bundled.license(name) if is_bundled else None,
     )
 
 
@@ -99,9 +103,10 @@ def as_backbone(
     *,
     source: str,
     head: PretrainedHead | None,
+    family: str | None = None,
     license: str | None = None,
 ) -> Backbone:
-    """Returns a KerasHub backbone as tunekit's noun."""
+    """Returns a network of images as tunekit's noun; `family` None is read from its class."""
     shape = body.output_shape
     kinds: dict[int, Features] = {4: "map", 3: "tokens", 2: "vector"}
     if not isinstance(shape, tuple) or len(shape) not in kinds:
@@ -112,7 +117,7 @@ def as_backbone(
         keras=plain,
         preprocessing=preprocessing,
         features=kinds[len(shape)],
-        family=type(body).__name__.removesuffix("Backbone").lower(),
+        family=family or type(body).__name__.removesuffix("Backbone").lower(),
         source=source,
         prefix_tokens=_prefix_tokens(body),
         pretrained_head=head,
@@ -206,15 +211,23 @@ def _read(name: str, spec: BackboneSpec, seed: int) -> keras.Model:
 def _preprocessing(
     preset: keras.Model, name: str, native: tuple[int, int] | None
 ) -> ImagePreprocessing:
-    """The preset's image converter, read; Keras' resize is replaced by Pillow's."""
-    preprocessor = getattr(preset, "preprocessor", None)
-    converter: Any = getattr(preprocessor, "image_converter", None)
+    converter = getattr(getattr(preset, "preprocessor", None), "image_converter", None)
     if converter is None:
         try:
             with tensorflow_hidden():
                 converter = keras_hub().layers.ImageConverter.from_preset(name)
         except (ValueError, FileNotFoundError):
             return ImagePreprocessing(native or (224, 224), scale=_three(1 / 255, 1.0))
+    return read_converter(converter, native)
+
+
+def read_converter(converter: Any, native: tuple[int, int] | None) -> ImagePreprocessing:
+    """Returns what a KerasHub image converter does, with Pillow's resize in place of Keras'.
+
+    Args:
+        converter: a keras_hub.layers.ImageConverter.
+        native: size that the backbone was built for, if it was built for one.
+    """
     size = converter.image_size
     pad, crop = converter.pad_to_aspect_ratio, converter.crop_to_aspect_ratio
     return ImagePreprocessing(
@@ -235,7 +248,7 @@ def _head(task: keras.Model, name: str) -> PretrainedHead | None:
     pooling = {"avg": "avg", "max": "max", "token": "token"}.get(task.pooling)
     if pooling is None:
         return None
-    labels = bundled.class_labels(name, len(bias))
+    labels = class_labels(name, len(bias))
     return PretrainedHead(labels, pooling, kernel, bias)  # type: ignore[arg-type]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +9,10 @@ from pathlib import Path
 import keras
 
 from tunekit.errors import ModelError
-from tunekit.models import bundled, hub
+from tunekit.models import applications, bundled, functional, hub, huggingface, timm
 from tunekit.models.backbone import Backbone
 from tunekit.models.spec import BackboneSpec
+from tunekit.models.torch_weights import read_json
 
 
 def load_backbone(
@@ -22,23 +22,58 @@ def load_backbone(
 
     Args:
         source: a bundled name, a KerasHub preset (name, handle or folder), a Hugging Face or timm
-            folder, "hf://owner/name", "keras.applications:Name", a ``.keras`` file, or a
-            functional keras.Model, which is copied.
+            folder, "keras.applications:Name", a ``.keras`` file, or a functional keras.Model,
+            which is copied.
         spec: image size, precision, pretrained or not; its `name` is not read.
         seed: of the weights when ``spec.pretrained`` is False.
 
     Raises:
         ModelError: nothing has that name, or what it names cannot be read as an image backbone.
+
+    Example:
+        >>> backbone = load_backbone("efficientnet_lite0", BackboneSpec(image_size=160))
+        >>> backbone.keras.output_shape
+        (None, 5, 5, 1280)
     """
-    with _precision(spec.dtype):
+    # Keras' own get_config imports TensorFlow where it is installed, so it is hidden throughout.
+    with _precision(spec.dtype), hub.tensorflow_hidden():
         return _load(source, spec, seed)
 
 
 def _load(source: str | Path | keras.Model, spec: BackboneSpec, seed: int) -> Backbone:
+    if isinstance(source, keras.Model):
+        return functional.load_model(source, spec, seed=seed)
     name = str(source)
     if name in bundled.names():
-        return hub.load_preset(str(bundled.folder(name)), spec, seed=seed)
+        return hub.load_preset(name, spec, seed=seed)
+    if name.startswith(applications.PREFIX):
+        name = name.removeprefix(applications.PREFIX)
+        return applications.load_application(name, spec, seed=seed)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _load_folder(path, spec, seed)
+    if path.is_file() and path.suffix == ".keras":
+        model = keras.models.load_model(path, compile=False)
+        return functional.load_model(model, spec, seed=seed)
+    if "://" not in name and (isinstance(source, Path) or "/" in name or name.startswith(".")):
+        raise ModelError(f"there is no folder and no .keras file at {path}.")
     return hub.load_preset(name, spec, seed=seed)
+
+
+def _load_folder(folder: Path, spec: BackboneSpec, seed: int) -> Backbone:
+    """Whose folder it is, its config.json says."""
+    config = read_json(folder / "config.json")
+    if "registered_name" in config:
+        return hub.load_preset(str(folder), spec, seed=seed)
+    if "model_type" in config:
+        return huggingface.load_folder(folder, spec, seed=seed)
+    if "architecture" in config:
+        return timm.load_folder(folder, spec, seed=seed)
+    found = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
+    raise ModelError(
+        f"{folder} is no model folder: expected a config.json of KerasHub ('registered_name'), "
+        f"Hugging Face ('model_type') or timm ('architecture'); it holds {found}."
+    )
 
 
 @contextmanager

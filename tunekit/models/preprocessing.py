@@ -87,7 +87,9 @@ class ImagePreprocessing:
         resized = rgb.resize(self._resized(rgb.height, rgb.width)[::-1], _filter(self))
         if resized.height < height or resized.width < width:
             resized = self._padded(resized)
-        top, left = (self._margin(a, b) for a, b in zip(_size(resized), (height, width)))
+        top, left = (
+            self._margin(a, b) for a, b in zip(_size(resized), (height, width), strict=True)
+        )
         return np.asarray(resized.crop((left, top, left + width, top + height)))
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
@@ -122,8 +124,8 @@ class ImagePreprocessing:
 
     def _padded(self, image: Image.Image) -> Image.Image:
         """The image in the middle of a canvas at least as large as the result, mean-coloured."""
-        height, width = (max(a, b) for a, b in zip(_size(image), self.image_size_px))
-        mean = (-o / s for o, s in zip(self.offset, self.scale))
+        height, width = (max(a, b) for a, b in zip(_size(image), self.image_size_px, strict=True))
+        mean = (-o / s for o, s in zip(self.offset, self.scale, strict=True))
         canvas = Image.new("RGB", (width, height), tuple(round(min(max(m, 0), 255)) for m in mean))
         canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
         return canvas
