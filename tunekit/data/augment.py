@@ -17,13 +17,6 @@ from tunekit.data.spec import AugmentSpec, RandAugmentSpec
 FILL = (128, 128, 128)
 """Colour of what geometry moves into view: mid-grey, as in the AutoAugment code."""
 
-_RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-
 
 def augment(
     image: Image.Image,
@@ -38,14 +31,14 @@ def augment(
         image: mode RGB, any size.
         spec: which variations; mixup and cutmix are not applied here.
         size_px: (height, width) of the result.
-        interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
+        interpolation: a name of `PIL.Image.Resampling`, in lower case.
         rng: the only source of chance.
     """
     height, width = size_px
     box = None
     if spec.random_resized_crop is not None:
         box = crop_box(image.width, image.height, spec.random_resized_crop, rng)
-    image = image.resize((width, height), _RESAMPLING[interpolation], box)
+    image = image.resize((width, height), Image.Resampling[interpolation.upper()], box)
     if spec.horizontal_flip and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if spec.vertical_flip and rng.random() < 0.5:

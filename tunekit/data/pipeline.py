@@ -139,5 +139,10 @@ def _closing(batches: Any) -> Iterator[Columns]:
     """Yields the batches of a Grain iterator, then ends its threads, however it is left."""
     try:
         yield from batches
+    except Exception as error:
+        # Grain appends a note about its own traceback settings, which would bury the cause.
+        notes = getattr(error, "__notes__", [])
+        notes[:] = [note for note in notes if "grain_py_traceback_filtering" not in note]
+        raise
     finally:
         batches.close()

@@ -39,7 +39,9 @@ def test_examples_are_the_files_and_their_folders(folder, picture):
 
 @pytest.mark.parametrize("name", ["validation", "val", "valid", "Val"])
 def test_split_folders_are_recognised(folder, name):
-    root = folder(train__a=3, train__b=3, test__a=1, test__b=1, **{f"{name}__a": 1, f"{name}__b": 2})
+    root = folder(
+        train__a=3, train__b=3, test__a=1, test__b=1, **{f"{name}__a": 1, f"{name}__b": 2}
+    )
     splits = opened(root)
     assert [len(source) for _, source in splits.items()] == [6, 3, 2]
 
@@ -127,7 +129,9 @@ def test_folder_without_class_folders_is_an_error(tmp_path, picture):
 
 def test_path_that_does_not_exist_is_an_error_with_near_matches(folder):
     root = folder(cat=1)
-    with pytest.raises(DataError, match=r"no such file or folder: .*photo\. Did you mean .*photos'"):
+    with pytest.raises(
+        DataError, match=r"no such file or folder: .*photo\. Did you mean .*photos'"
+    ):
         opened(root.parent / "photo")
 
 
