@@ -19,6 +19,6 @@ def folder(name: str) -> Path:
 
 
 def license(name: str) -> str:
-    """Returns the licence of a bundled backbone's weights, from its README's table."""
-    (row,) = re.findall(r"^\| Licence \| (\S+)", (folder(name) / "README.md").read_text(), re.M)
+    """Returns the licence of a bundled backbone's weights, from its notice."""
+    (row,) = re.findall(r"^\| Licence \| (\S+)", (folder(name) / "NOTICE.md").read_text(), re.M)
     return row
