@@ -16,15 +16,8 @@ from typing import TYPE_CHECKING, Literal
 
 import keras
 
-from tunekit.models.graph import (
-    Link,
-    chain,
-    is_block_sized,
-    leaves,
-    sublayers,
-    weight_ids,
-)
-from tunekit.names import layer_names, structural_names
+from tunekit.models.graph import Link, chain, is_block_sized, leaves, sublayers
+from tunekit.names import layer_names, structural_names, variable_roles
 
 if TYPE_CHECKING:
     from tunekit.models.model import Model
@@ -103,7 +96,7 @@ class _Sorter:
     def __init__(self, root: keras.Model) -> None:
         self.variables = structural_names(root)
         self.layer_name = {id(layer): name for name, layer in layer_names(root).items()}
-        self.weights = weight_ids(root)
+        self.roles = variable_roles(root)
         self.left = dict(self.variables)
 
     def group(self, name: str, kind: GroupKind, layers: Iterable[keras.Layer]) -> Group:
@@ -117,8 +110,8 @@ class _Sorter:
     def made(
         self, name: str, kind: GroupKind, variables: tuple[str, ...], layers: tuple[str, ...]
     ) -> Group:
-        weights = tuple(v for v in variables if id(self.variables[v]) in self.weights)
-        parameters = sum(math.prod(self.variables[v].shape) for v in weights)
+        weights = tuple(name for name in variables if self.roles[name] == "weight")
+        parameters = sum(math.prod(self.variables[name].shape) for name in weights)
         return Group(name, kind, variables, layers, None, parameters, weights)
 
     def with_rest(self, stem: Group) -> Group:

@@ -54,15 +54,6 @@ def leaves(layer: keras.Layer) -> Iterator[keras.Layer]:
         yield from leaves(child)
 
 
-def weight_ids(layer: keras.Layer) -> frozenset[int]:
-    """Returns the ``id`` of every variable in `layer` that was made to be trained.
-
-    Running statistics and seeds are not among them. ``variable.trainable`` cannot say this:
-    ``layer.trainable = False`` overwrites it.
-    """
-    return frozenset(id(v) for leaf in leaves(layer) for v in leaf._trainable_variables)
-
-
 def is_block_sized(layer: keras.Layer) -> bool:
     """Returns whether `layer` holds enough layers to be a block of its own."""
     return sum(1 for leaf in leaves(layer) if leaf is not layer) >= _BLOCK_SIZE

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,13 +18,12 @@ from tunekit.errors import ModelError, did_you_mean
 from tunekit.models.backbone import Backbone, PretrainedHead
 from tunekit.models.depth import Group, depth_groups
 from tunekit.models.forward import Forward
-from tunekit.models.graph import weight_ids
 from tunekit.models.heads import build_head
 from tunekit.models.layer_tree import LayerTree, layer_tree
 from tunekit.models.loading import load_backbone
 from tunekit.models.preprocessing import ImagePreprocessing
 from tunekit.models.spec import BackboneSpec, Dtype, HeadSpec
-from tunekit.names import structural_names
+from tunekit.names import layer_names, structural_names, variable_roles
 
 _HEAD = "label"
 """Name of the one head of a classifier; the graph below takes any number."""
@@ -81,8 +81,13 @@ class Model:
 
         What `trainable` flags say has no part in it.
         """
-        weights = weight_ids(self.keras)
-        return tuple(name for name, v in self.variables().items() if id(v) in weights)
+        roles = variable_roles(self.keras)
+        return tuple(name for name, role in roles.items() if role == "weight")
+
+    def norm_layers(self) -> frozenset[str]:
+        """Returns the names of the normalisation layers, of Keras and of others."""
+        layers = layer_names(self.keras).items()
+        return frozenset(name for name, layer in layers if "Norm" in type(layer).__name__)
 
     def groups(self) -> tuple[Group, ...]:
         """Returns stem, blocks, top and heads: together every variable, none twice."""
@@ -114,10 +119,32 @@ class Model:
                 "Fine-tune it, or call replace_head(labels=[...])."
             )
         items = MemoryImages(_listed(images))
-        batches = [self._run(batch) for batch in self._batches(items, batch_size)]
+        batches = [self.apply(batch) for batch in self._batches(items, batch_size)]
         # The empty array gives the shape [0, C] where there are no images.
         logits = np.concatenate([np.zeros((0, len(self.labels)), np.float32), *batches])
         return logits[: len(items)]
+
+    def apply(
+        self, pixels: np.ndarray, values: Mapping[str, jax.Array] | None = None
+    ) -> np.ndarray:
+        """Returns float32 outputs [B, ...] in inference mode, by a program compiled once a shape.
+
+        Args:
+            pixels: [B, H, W, 3], 0..255, of the size that `preprocessing` gives.
+            values: of every variable by structural name; `None` takes the model's own.
+        """
+        values = self._forward.values() if values is None else values
+        return np.asarray(self._program(dict(values), pixels), np.float32)
+
+    @contextmanager
+    def restored_on_error(self) -> Iterator[None]:
+        """Within the block an error, but not Ctrl-C, gives the model its earlier head back."""
+        before = dict(vars(self))
+        try:
+            yield
+        except Exception:
+            vars(self).update(before)
+            raise
 
     def replace_head(
         self,
@@ -158,7 +185,9 @@ class Model:
             _keep_rows(keep_from.keras, keep_from.labels, heads[_HEAD], labels)
         graph = _assemble(self._body, self.preprocessing, heads)
         forward = Forward.of(graph)
-        program = jax.jit(lambda values, pixels: forward(values, pixels, training=False)[0])
+        program = jax.jit(
+            lambda values, pixels: forward(values, pixels.astype("float32"), training=False)[0]
+        )
         # Nothing below can fail: the model changes whole or not at all.
         self.keras, self.labels, self.head_spec = graph, labels, spec
         self._forward, self._program = forward, program
@@ -182,10 +211,7 @@ class Model:
         for start in range(0, count, size):
             rows = range(start, min(start + size, count))
             batch = [self.preprocessing.to_pixels(images.read(row)) for row in rows]
-            yield np.stack(batch + batch[-1:] * (size - len(batch))).astype(np.float32)
-
-    def _run(self, pixels: np.ndarray) -> np.ndarray:
-        return np.asarray(self._program(self._forward.values(), pixels), np.float32)
+            yield np.stack(batch + batch[-1:] * (size - len(batch)))
 
 
 def load_model(
@@ -284,8 +310,8 @@ def _keep_rows(
         after[name].assign(before[name].value)
     sources, targets = [old.index(x) for x in shared], [new.index(x) for x in shared]
     for name in by_label:
-        value = np.array(after[name])
-        value[..., targets] = np.asarray(before[name])[..., sources]
+        value = np.array(after[name].value)
+        value[..., targets] = np.asarray(before[name].value)[..., sources]
         after[name].assign(value)
 
 
