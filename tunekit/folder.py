@@ -1,0 +1,124 @@
+"""A folder of records: written whole or not at all, read with errors that name the file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shutil
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from tunekit.errors import ModelError
+
+
+@contextmanager
+def replacing(folder: Path, ours: Collection[str], marks: Collection[str]) -> Iterator[Path]:
+    """Yields an empty folder that takes the place of `folder` if the block ends well.
+
+    A failure leaves `folder` as it was.
+
+    Args:
+        folder: may hold an earlier save, or not exist.
+        ours: names of the files that are replaced; whatever else is in `folder` is kept.
+        marks: a folder with any of these names in it may be written to; so may an empty one.
+
+    Raises:
+        ModelError: `folder` holds other files only.
+    """
+    _check_ours(folder, marks)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
+    new, old = (folder.with_name(f".{folder.name}.{kind}-{mark}") for kind in ("new", "old"))
+    new.mkdir()
+    try:
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    if old.exists():
+        for entry in old.iterdir():
+            if entry.name not in ours:
+                entry.rename(folder / entry.name)
+        shutil.rmtree(old)
+
+
+def _check_ours(folder: Path, marks: Collection[str]) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ModelError(f"expected a folder to save in, but {folder} is a file; name another")
+    entries = {entry.name for entry in folder.iterdir()}
+    if entries and entries.isdisjoint(marks):
+        raise ModelError(
+            f"{folder} holds other files ({', '.join(sorted(entries)[:5])}) and no earlier save; "
+            "nothing was written. Name a new or empty folder."
+        )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as strict JSON; NaN and infinities become null."""
+    path.write_text(json.dumps(plain(value), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    """Returns what the file holds.
+
+    Raises:
+        ModelError: the file is missing.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing; the folder is no whole save") from None
+
+
+def read_json(path: Path) -> Any:
+    """Returns what the file holds.
+
+    Raises:
+        ModelError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged ({error}); restore it from a copy") from error
+
+
+def plain(value: Any) -> Any:
+    """Returns `value` in JSON's types."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return plain(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    return str(value)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the rows as CSV with every column that one of them has."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

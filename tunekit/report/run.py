@@ -1,0 +1,72 @@
+"""What a run stood on and what it cost, as JSON: kept beside the weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+from tunekit.data.source import Source, Splits
+from tunekit.models.model import Model
+
+PACKAGES = ("tunekit", "keras", "keras-hub", "jax", "numpy")
+"""What decides the numbers of a run."""
+
+
+def versions() -> dict[str, str]:
+    """Returns the installed version of every package that decides the numbers."""
+    return {name.replace("-", "_"): _version(name) for name in PACKAGES}
+
+
+def run_report(
+    model: Model, splits: Splits, *, trained: Collection[str], seconds: float, compiles: int
+) -> dict[str, Any]:
+    """Returns versions, device, data, parameters and cost of a run.
+
+    Args:
+        model: after training.
+        splits: what it was trained and judged on.
+        trained: structural names of the variables that trained in any phase.
+        seconds: of the whole run.
+        compiles: programs compiled for training steps.
+    """
+    sizes = {name: int(np.prod(v.shape)) for name, v in model.variables().items()}
+    moved = sum(sizes[name] for name in trained)
+    device = jax.devices()[0]
+    return {
+        "versions": versions(),
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "cores": os.cpu_count(),
+        },
+        "data": {name: _source_report(source) for name, source in splits.items()},
+        "parameters": {"trained": moved, "frozen": sum(sizes.values()) - moved},
+        "seconds": seconds,
+        "compiles": compiles,
+    }
+
+
+def _source_report(source: Source) -> dict[str, Any]:
+    labels, names = source.label_array, source.label_names
+    if source.multi_label:
+        counts = (labels > 0.5).sum(axis=0)
+    else:
+        counts = np.bincount(labels, minlength=len(names))
+    return {
+        "fingerprint": source.fingerprint,
+        "examples": len(source),
+        "examples_by_label": dict(zip(names, counts.tolist(), strict=True)),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # a source tree on the path, not installed
+        return "unknown"

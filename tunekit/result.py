@@ -1,0 +1,273 @@
+"""What a run gives back: a model that evaluates, predicts, saves itself and draws its run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tunekit import saved
+from tunekit.data.decode import IMAGE_SUFFIXES
+from tunekit.data.pipeline import Batches, Encode
+from tunekit.data.source import Source, UnlabelledImages, open_examples, open_images
+from tunekit.data.spec import DataSpec
+from tunekit.errors import DataError, ModelError
+from tunekit.evaluation.evaluate import collect_logits
+from tunekit.evaluation.metrics import classification_metrics
+from tunekit.folder import read_json, read_text, replacing, table, write_json
+from tunekit.models.model import Model
+from tunekit.report.plots import plot_result
+from tunekit.report.run import versions
+from tunekit.tasks.image_classification import ImageClassification, Prediction
+
+MODEL_FILE, WEIGHTS_FILE, RECIPE_FILE = "model.json", "model.safetensors", "recipe.yaml"
+RECORDS = ("history", "metrics", "report")
+FILES = (
+    MODEL_FILE,
+    WEIGHTS_FILE,
+    RECIPE_FILE,
+    "labels.json",
+    "history.csv",
+    *(f"{name}.json" for name in RECORDS),
+)
+RUN_FOLDER = "checkpoints"
+"""Marks the folder of a run that has not saved its result yet."""
+FORMAT = 1
+"""Raised when an older tunekit could not read what this one writes."""
+LARGEST_BATCH = 32
+
+
+@dataclass(eq=False, repr=False)
+class Result:
+    """A fine-tuned model and the record of its run.
+
+    ```python
+    result = finetune("efficientnet_lite0", "photos/")
+    result.save("out/")
+    print(tunekit.load("out/").predict("a.jpg")[0])
+    ```
+    """
+
+    model: Model
+    recipe: Any
+    """The Recipe of the run; after `load` the same tree as dicts and lists."""
+    history: list[dict[str, Any]]
+    """One row an epoch: epoch, phase, step, loss, val_loss, val_accuracy, learning_rate…"""
+    metrics: dict[str, Any]
+    """Of the final model on the test split, or on the validation split where there is none."""
+    report: dict[str, Any]
+    """Versions, device, data, parameters, seconds."""
+    task: ImageClassification
+
+    def __repr__(self) -> str:
+        """Returns where the backbone came from, the labels and the accuracy."""
+        accuracy = self.metrics.get("accuracy")
+        measured = "" if accuracy is None else f", accuracy {accuracy:.3f}"
+        return f"Result({self.model.backbone.source!r}, {len(self.model.labels)} labels{measured})"
+
+    def evaluate(self, data: Any) -> dict[str, Any]:
+        """Returns the metrics of the model on labelled images.
+
+        Args:
+            data: a path as in training but not divided in splits, (images, labels), or a Source.
+                Labels go by name; some of the model's may be absent.
+
+        Raises:
+            DataError: the data cannot be read, or has labels that the model does not know.
+        """
+        source = open_examples(data, self.model.labels, _data_spec(self.recipe))
+        if source.multi_label and not self.task.multi_label:
+            raise DataError(
+                "data: has several labels an image, but the model was trained to give one"
+            )
+        batches = _batches(source, self.task.encoder(self.model.preprocessing))
+        logits, labels = collect_logits(self.model.apply, batches)
+        return classification_metrics(
+            logits,
+            labels,
+            self.model.labels,
+            multi_label=self.task.multi_label,
+            top_k=self.task.top_k,
+        )
+
+    def predict(self, items: Any, *, threshold: float = 0.5) -> list[Prediction]:
+        """Returns one prediction an image, in the order given.
+
+        Args:
+            items: path of an image or of a folder of images (those below it in order of path), PIL
+                image, array [H, W, 3] with pixels 0..255; a list of these; or an array
+                [N, H, W, 3].
+            threshold: several labels an image: the least probability of a label that is given.
+
+        Raises:
+            DataError: an image is missing or cannot be read.
+        """
+        images = open_images(_with_folders_opened(items))
+        preprocessing = self.model.preprocessing
+        logits = np.concatenate(
+            [
+                self.model.apply(batch["image"])[batch["weight"] > 0]
+                for batch in _batches(
+                    images, lambda example, _: {"image": preprocessing.to_pixels(example["image"])}
+                )
+            ]
+        )
+        names = [images.images.name(i) for i in range(len(images))]
+        return self.task.decode(logits, ids=names, threshold=threshold)
+
+    def plot(self, path: str | Path | None = None) -> Path:
+        """Writes curves and confusion matrix as a PNG; returns its path.
+
+        Args:
+            path: of the picture; `None` is ``result.png`` in the current folder.
+        """
+        return plot_result(self.history, self.metrics, path or "result.png")
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the result to a folder that `load` reads without the preset, a hub or the data.
+
+        The folder appears whole, read back and compared, or not at all: on a failure an earlier
+        save there stays. Other files in it, such as checkpoints, stay in any case.
+
+        Raises:
+            ModelError: a layer cannot be saved, or the folder holds other things than a save.
+        """
+        folder = Path(folder).expanduser().resolve()
+        with replacing(folder, FILES, marks=(MODEL_FILE, RUN_FOLDER)) as new:
+            description = {
+                "format": FORMAT,
+                "versions": versions(),
+                **saved.described(self.model),
+                "task": asdict(self.task),
+            }
+            write_json(new / MODEL_FILE, description)
+            saved.write_weights(new / WEIGHTS_FILE, self.model.variables())
+            (new / RECIPE_FILE).write_text(_yaml(self.recipe), encoding="utf-8")
+            write_json(new / "labels.json", self.model.labels)
+            for name in RECORDS:
+                write_json(new / f"{name}.json", getattr(self, name))
+            (new / "history.csv").write_text(table(self.history), encoding="utf-8")
+            try:
+                saved.check_same(self.model, load(new).model)
+            except ModelError as error:
+                raise ModelError(f"this model cannot be saved: {error}") from error
+        return folder
+
+
+def load(folder: str | Path) -> Result:
+    """Returns the result that `Result.save` wrote.
+
+    Raises:
+        ModelError: the folder holds no save, a damaged one, or one of a newer tunekit.
+
+    Warns:
+        UserWarning: it was saved by other versions of Keras, KerasHub or tunekit.
+    """
+    folder = Path(folder).expanduser()
+    _check_save(folder)
+    description = read_json(folder / MODEL_FILE)
+    _check_format(folder, description)
+    _warn_of_other_versions(folder, description["versions"])
+    model = saved.rebuilt(description)
+    saved.read_weights(folder / WEIGHTS_FILE, model.variables())
+    task = description["task"]
+    weights = task["class_weights"]
+    task |= {
+        "label_names": tuple(task["label_names"]),
+        "class_weights": None if weights is None else tuple(weights),
+    }
+    history, metrics, report = (read_json(folder / f"{name}.json") for name in RECORDS)
+    return Result(
+        model,
+        yaml.safe_load(read_text(folder / RECIPE_FILE)),
+        history,
+        metrics,
+        report,
+        ImageClassification(**task),
+    )
+
+
+def _check_save(folder: Path) -> None:
+    if (folder / MODEL_FILE).is_file():
+        return
+    if not folder.is_dir():
+        raise ModelError(f"no such folder: {folder}")
+    if (folder / RUN_FOLDER).is_dir():
+        raise ModelError(
+            f"{folder} holds the checkpoints of a run that has not ended; finish it with "
+            "runtime.resume=true (tunekit run --resume)"
+        )
+    raise ModelError(f"{folder} is not a folder that Result.save wrote: it has no {MODEL_FILE}")
+
+
+def _check_format(folder: Path, description: Any) -> None:
+    form = description.get("format") if isinstance(description, dict) else None
+    if not isinstance(form, int):
+        raise ModelError(f"{folder / MODEL_FILE} was not written by Result.save")
+    if form > FORMAT:
+        raise ModelError(
+            f"{folder} was saved by tunekit {description['versions']['tunekit']}, in a format that "
+            f"{versions()['tunekit']}, which is installed, cannot read; upgrade tunekit"
+        )
+
+
+def _warn_of_other_versions(folder: Path, theirs: Mapping[str, str]) -> None:
+    ours = versions()
+    changed = [
+        f"{name} {theirs[name]} (here {ours[name]})"
+        for name in ("tunekit", "keras", "keras_hub")
+        if name in theirs and _minor(theirs[name]) != _minor(ours[name])
+    ]
+    if changed:
+        warnings.warn(
+            f"{folder} was saved with {', '.join(changed)}; if it predicts otherwise than before, "
+            "install those",
+            stacklevel=3,
+        )
+
+
+def _minor(version: str) -> list[str]:
+    return version.split(".")[:2]
+
+
+def _data_spec(recipe: Any) -> DataSpec:
+    """The columns of the run's data; everything else about it was for training."""
+    data = recipe.get("data", {}) if isinstance(recipe, Mapping) else asdict(recipe.data)
+    kept = ("image_column", "label_column", "label_separator", "on_unreadable")
+    return DataSpec(**{name: data[name] for name in kept if name in data})
+
+
+def _yaml(recipe: Any) -> str:
+    if isinstance(recipe, Mapping):
+        return yaml.safe_dump(dict(recipe), sort_keys=False)
+    return recipe.to_yaml()
+
+
+def _batches(source: Source | UnlabelledImages, encode: Encode) -> Iterator[dict[str, np.ndarray]]:
+    # Powers of two, so that calls with few images share a handful of programs.
+    size = min(LARGEST_BATCH, 1 << (len(source) - 1).bit_length())
+    return Batches(source, encode, batch_size=size, seed=0, shuffle=False).epoch(0)
+
+
+def _with_folders_opened(items: Any) -> Any:
+    """Returns `items` with each folder replaced by the images below it."""
+    if isinstance(items, (str, Path)):
+        items = [items]
+    if not isinstance(items, (list, tuple, Iterator)):
+        return items
+    return [each for item in items for each in _opened(item)]
+
+
+def _opened(item: Any) -> Iterable[Any]:
+    if not isinstance(item, (str, Path)) or not Path(item).expanduser().is_dir():
+        return [item]
+    folder = Path(item).expanduser()
+    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise DataError(f"{folder}: no image in this folder or below it")
+    return images

@@ -1,0 +1,191 @@
+"""A model as files: architecture and facts as JSON, weights as safetensors; nothing is pickled."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from tunekit.errors import ModelError, did_you_mean
+from tunekit.models import hub
+from tunekit.models.backbone import Backbone
+from tunekit.models.forward import Forward
+from tunekit.models.initialisation import without_values
+from tunekit.models.model import Model
+from tunekit.models.preprocessing import ImagePreprocessing
+from tunekit.models.spec import HeadSpec
+
+
+def described(model: Model) -> dict[str, Any]:
+    """Returns everything of `model` but its weights, as JSON values.
+
+    Raises:
+        ModelError: a layer cannot be described.
+    """
+    backbone = model.backbone
+    return {
+        "backbone": {
+            "architecture": _architecture(backbone.keras),
+            "dtype": backbone.keras.dtype_policy.name,
+            "preprocessing": backbone.preprocessing.to_json(),
+            "features": backbone.features,
+            "prefix_tokens": backbone.prefix_tokens,
+            "family": backbone.family,
+            "source": backbone.source,
+            "license": backbone.license,
+        },
+        "labels": list(model.labels),
+        "head": asdict(model.head_spec),
+        "multi_label": model.multi_label,
+    }
+
+
+def rebuilt(description: Mapping[str, Any]) -> Model:
+    """Returns the model that `described` gave, its weights placeholders.
+
+    Raises:
+        ModelError: a layer is a Lambda, or of a class that is not registered.
+    """
+    facts = dict(description["backbone"])
+    with _policy(facts.pop("dtype")):
+        body = _built(facts.pop("architecture"))
+    preprocessing = ImagePreprocessing.from_json(facts.pop("preprocessing"))
+    head = dict(description["head"])
+    return Model(
+        Backbone(keras=body, preprocessing=preprocessing, **facts),
+        description["labels"],
+        HeadSpec(**{**head, "hidden": tuple(head["hidden"])}),
+        multi_label=description["multi_label"],
+    )
+
+
+def check_same(model: Model, copy: Model) -> None:
+    """Passes where `copy` gives the same logits as `model`, bit for bit: same program, same values.
+
+    Raises:
+        ModelError: what differs.
+    """
+    for (name, ours), theirs in zip(
+        model.variables().items(), copy.variables().values(), strict=True
+    ):
+        if np.asarray(ours.value).tobytes() != np.asarray(theirs.value).tobytes():
+            raise ModelError(f"{name} reads back with other values than it was written with")
+    (text, constants), (text_copy, constants_copy) = _program(model), _program(copy)
+    if text != text_copy or constants != constants_copy:
+        raise ModelError(
+            "the model built from its own configuration computes something else: a layer was "
+            "changed after it was made, or its get_config leaves an argument out"
+        )
+
+
+def _program(model: Model) -> tuple[str, list[bytes]]:
+    """The forward pass as JAX traces it, and the constants in it; nothing is compiled."""
+    forward = Forward.of(model.keras)
+    values = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in forward.variables.items()}
+    pixels = jax.ShapeDtypeStruct((1, *model.preprocessing.image_size_px, 3), "float32")
+    traced = jax.make_jaxpr(lambda v, x: forward(v, x, training=False)[0])(values, pixels)
+    text = re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr))  # addresses of functions
+    return text, [np.asarray(constant).tobytes() for constant in traced.consts]
+
+
+def write_weights(path: Path, variables: Mapping[str, keras.Variable]) -> None:
+    """Writes every variable under its structural name, in its own dtype, as safetensors."""
+    # safetensors copies raw memory, so a strided array would be written scrambled.
+    arrays = {name: np.asarray(v.value, order="C") for name, v in variables.items()}
+    safetensors.numpy.save_file(arrays, path, metadata={"format": "tunekit"})
+
+
+def read_weights(path: Path, variables: Mapping[str, keras.Variable]) -> None:
+    """Fills the variables from the file, all of them or none.
+
+    Raises:
+        ModelError: the file is missing or damaged, or its tensors are not those of the variables.
+    """
+    try:
+        tensors = safetensors.numpy.load_file(path)
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing; the folder is no whole save") from None
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"{path} is damaged ({error}); restore it from a copy") from error
+    wrong = _differences(tensors, variables)
+    if wrong:
+        shown = "\n  ".join(wrong[:10] + ([f"and {len(wrong) - 10} more"] if wrong[10:] else []))
+        raise ModelError(f"{path} does not fit the model beside it:\n  {shown}")
+    for name, variable in variables.items():
+        variable.assign(tensors[name])
+
+
+def _differences(
+    tensors: Mapping[str, np.ndarray], variables: Mapping[str, keras.Variable]
+) -> list[str]:
+    extra = [name for name in tensors if name not in variables]
+    found = [
+        f"missing: {name}.{did_you_mean(name, extra)}" for name in variables if name not in tensors
+    ]
+    found += [f"not in the model: {name}" for name in extra]
+    for name, variable in variables.items():
+        if name not in tensors:
+            continue
+        tensor = tensors[name]
+        if tensor.shape != tuple(variable.shape):
+            found.append(f"{name}: expected shape {tuple(variable.shape)}, got {tensor.shape}")
+        elif tensor.dtype.name != variable.dtype:
+            found.append(f"{name}: expected {variable.dtype}, got {tensor.dtype.name}")
+    return found
+
+
+def _architecture(model: keras.Model) -> dict[str, Any]:
+    try:
+        # Through text, as it will be read: what JSON cannot hold fails here, by name.
+        return json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ModelError(f"the architecture of {model.name!r} is not JSON: {error}") from error
+
+
+def _built(config: Mapping[str, Any]) -> keras.Model:
+    text = json.dumps(config)
+    if "keras_hub" in text:
+        hub.keras_hub()  # registers its classes
+    try:
+        with hub.tensorflow_hidden(), without_values():
+            return keras.saving.deserialize_keras_object(json.loads(text), safe_mode=True)
+    except Exception as error:
+        raise ModelError(_unbuildable(text, str(error))) from error
+
+
+def _unbuildable(text: str, reason: str) -> str:
+    register = "keras.saving.register_keras_serializable"
+    if '"__lambda__"' in text:
+        names = re.findall(r'"class_name": "Lambda", "config": \{"name": "([^"]+)"', text)
+        return (
+            f"layer {', '.join(map(repr, names))} is a Lambda around a Python function, which no "
+            f"file can hold safely. Write it as a Layer class decorated with @{register}()"
+        )
+    unknown = re.search(r"Could not locate class '([^']+)'", reason)
+    if unknown:
+        return (
+            f"the layer class {unknown[1]!r} is unknown to Keras. Decorate it with @{register}() "
+            "and import the module that defines it first"
+        )
+    return f"Keras cannot build the architecture again: {reason}"
+
+
+@contextmanager
+def _policy(name: str) -> Iterator[None]:
+    """In this block layers without a dtype of their own in their config take this one."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
