@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import keras
 import numpy as np
@@ -75,20 +77,19 @@ def preprocessing(mode: str, size: tuple[int, int]) -> ImagePreprocessing:
 
     The flip to BGR of "caffe" is left out: `take_rgb` puts it into the weights.
     """
-    common = {"resize": "squash", "interpolation": "bilinear"}
+    plain = ImagePreprocessing(size, resize="squash", interpolation="bilinear")
     if mode == "caffe":
-        return ImagePreprocessing(size, offset=_CAFFE_OFFSET, **common)  # type: ignore[arg-type]
+        return replace(plain, offset=_CAFFE_OFFSET)
     if mode == "torch":
-        return ImagePreprocessing.from_mean_std(size, _TORCH_MEAN, _TORCH_STD, **common)
+        return plain.with_mean_std(_TORCH_MEAN, _TORCH_STD)
     if mode == "tf":
-        half = (0.5, 0.5, 0.5)
-        return ImagePreprocessing.from_mean_std(size, half, half, **common)
-    return ImagePreprocessing(size, **common)  # type: ignore[arg-type]
+        return plain.with_mean_std((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return plain
 
 
 def take_rgb(body: keras.Model) -> None:
     """The first convolution of `body`, trained on BGR, takes RGB: the same sums, reordered."""
-    first = next(layer for layer in body.layers if isinstance(layer, keras.layers.Conv2D))
+    first: Any = next(layer for layer in body.layers if isinstance(layer, keras.layers.Conv2D))
     assert first.kernel.shape[2] == 3, f"{first.name} does not see the image"
     first.kernel.assign(np.asarray(first.kernel)[:, :, ::-1])
 

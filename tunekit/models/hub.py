@@ -77,7 +77,7 @@ def load_preset(name: str, spec: BackboneSpec, *, seed: int) -> Backbone:
     is_bundled = name in bundled.names()
     place = str(bundled.folder(name)) if is_bundled else name
     preset = _read(place, spec, seed)
-    body = getattr(preset, "backbone", preset)
+    body: Any = getattr(preset, "backbone", preset)
     native = _input_size(body)
     preprocessing = _preprocessing(preset, place, native)
     size = image_size(spec, preprocessing.image_size_px)

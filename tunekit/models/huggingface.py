@@ -89,13 +89,14 @@ def read_preprocessing(folder: Path) -> ImagePreprocessing:
     rescale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
     half = (0.5, 0.5, 0.5)
     normalises = config.get("do_normalize", True)
-    return ImagePreprocessing.from_mean_std(
-        mean=config.get("image_mean", half) if normalises else (0.0, 0.0, 0.0),
-        std=config.get("image_std", half) if normalises else (1.0, 1.0, 1.0),
-        rescale=rescale,
+    return ImagePreprocessing(
         interpolation=PIL_CODES[config.get("resample", default_resample)],
         crop_rounding="down",
         **geometry,
+    ).with_mean_std(
+        mean=config.get("image_mean", half) if normalises else (0.0, 0.0, 0.0),
+        std=config.get("image_std", half) if normalises else (1.0, 1.0, 1.0),
+        rescale=rescale,
     )
 
 

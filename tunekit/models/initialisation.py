@@ -2,11 +2,12 @@
 
 Keras draws every random initial value eagerly, and JAX compiles each draw for its shape: an
 EfficientNet-Lite0 takes 12 s to build, of which its weights overwrite all. `without_values`
-builds it in 0.4 s. `seeded` gives every draw its own seed, so that a model without pretrained
-weights is the same in every process without touching Keras' global seed.
+builds it in 0.4 s. `seeded` draws with NumPy from a seed of its own, so that a model without
+pretrained weights is the same in every process and Keras' global seed is left alone.
 
-Replaces the private method ``_initialize_with_initializer`` of Keras' JAX variable for the length
-of a block, and reads ``RandomInitializer`` and ``Variable._value``, as of Keras 3.15.
+Replaces the private method ``_initialize_with_initializer`` of Keras' JAX variable and the
+functions of ``keras.src.backend.jax.random`` for the length of a block, and reads
+``RandomInitializer`` and ``Variable._value``, as of Keras 3.15.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import jax
 import keras
 import numpy as np
+from keras.src.backend.jax import random as jax_random
 from keras.src.backend.jax.core import Variable
 from keras.src.initializers.random_initializers import RandomInitializer
 
@@ -46,9 +48,8 @@ def without_values() -> Iterator[Placeholders]:
     def initialise(variable: Any, initializer: Callable[..., Any]) -> jax.Array | None:
         if not isinstance(initializer, (RandomInitializer, *_CONSTANTS)):
             return None
-        fill = np.ones if isinstance(initializer, keras.initializers.Ones) else np.zeros
         # device_put, because jnp.zeros compiles a program for every shape.
-        value = jax.device_put(fill(variable._shape, variable._dtype))
+        value = jax.device_put(_constant(initializer, variable))
         placeholders.values.append(value)
         return value
 
@@ -61,27 +62,62 @@ def seeded(seed: int) -> Iterator[None]:
     """Random initial values in this block depend on `seed` and the order of building alone.
 
     The states of dropout's seed generators, which Keras draws from Python's global generator,
-    do so too.
+    do so too. NumPy draws the numbers, by the formulas of each initializer.
     """
     drawn = 0
 
-    def next_seed() -> int:
+    def initialise(variable: Any, initializer: Callable[..., Any]) -> jax.Array | None:
         nonlocal drawn
         drawn += 1
-        return int(np.random.SeedSequence([seed, drawn]).generate_state(1)[0] >> 1)
-
-    def initialise(variable: Any, initializer: Callable[..., Any]) -> jax.Array | None:
+        rng = np.random.default_rng([seed, drawn])
         if variable.name == "seed_generator_state":
-            return jax.device_put(np.array([next_seed(), 0], variable._dtype))
+            state = np.array([rng.integers(2**31), 0], variable._dtype)
+            return jax.device_put(state)
+        if isinstance(initializer, _CONSTANTS):
+            return jax.device_put(_constant(initializer, variable))
         if not isinstance(initializer, RandomInitializer):
             return None
-        # Layers may share an initializer object, so the seed goes on a copy.
-        own = initializer.__class__.from_config(initializer.get_config())
-        own.seed = next_seed()
-        return own(variable._shape, dtype=variable._dtype)
+        with _drawing(rng):
+            return initializer(variable._shape, dtype=variable._dtype)
 
     with _initialising(initialise):
         yield
+
+
+@contextmanager
+def _drawing(rng: np.random.Generator) -> Iterator[None]:
+    """The distributions that Keras' initializers draw from are `rng`'s, not compiled by JAX."""
+
+    def normal(shape: Any, mean: Any = 0.0, stddev: Any = 1.0, dtype: Any = None, **_: Any) -> Any:
+        return jax.device_put((rng.standard_normal(shape) * stddev + mean).astype(dtype))
+
+    def truncated_normal(
+        shape: Any, mean: Any = 0.0, stddev: Any = 1.0, dtype: Any = None, **_: Any
+    ) -> Any:
+        values = rng.standard_normal(shape)
+        while (outside := np.abs(values) > 2).any():
+            values[outside] = rng.standard_normal(int(outside.sum()))
+        return jax.device_put((values * stddev + mean).astype(dtype))
+
+    def uniform(
+        shape: Any, minval: Any = 0.0, maxval: Any = 1.0, dtype: Any = None, **_: Any
+    ) -> Any:
+        return jax.device_put(rng.uniform(minval, maxval, shape).astype(dtype))
+
+    ours = {"normal": normal, "truncated_normal": truncated_normal, "uniform": uniform}
+    theirs = {name: getattr(jax_random, name) for name in ours}
+    for name, draw in ours.items():
+        setattr(jax_random, name, draw)
+    try:
+        yield
+    finally:
+        for name, draw in theirs.items():
+            setattr(jax_random, name, draw)
+
+
+def _constant(initializer: Any, variable: Any) -> np.ndarray:
+    fill = np.ones if isinstance(initializer, keras.initializers.Ones) else np.zeros
+    return fill(variable._shape, variable._dtype)
 
 
 @contextmanager
@@ -97,8 +133,9 @@ def _initialising(initialise: Initialise) -> Iterator[None]:
             variable._initialize_layout()
             variable._direct_assign(value)
 
-    Variable._initialize_with_initializer = replacement
+    variable_class: Any = Variable
+    variable_class._initialize_with_initializer = replacement
     try:
         yield
     finally:
-        Variable._initialize_with_initializer = original
+        variable_class._initialize_with_initializer = original

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -53,7 +54,7 @@ def _load(source: str | Path | keras.Model, spec: BackboneSpec, seed: int) -> Ba
     if path.is_dir():
         return _load_folder(path, spec, seed)
     if path.is_file() and path.suffix == ".keras":
-        model = keras.models.load_model(path, compile=False)
+        model: Any = keras.models.load_model(path, compile=False)
         return functional.load_model(model, spec, seed=seed)
     if "://" not in name and (isinstance(source, Path) or "/" in name or name.startswith(".")):
         raise ModelError(f"there is no folder and no .keras file at {path}.")

@@ -8,7 +8,7 @@ model, which takes pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -50,22 +50,14 @@ class ImagePreprocessing:
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
-    @classmethod
-    def from_mean_std(
-        cls,
-        image_size_px: tuple[int, int],
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        *,
-        rescale: float = 1 / 255,
-        **rest: Any,
+    def with_mean_std(
+        self, mean: Sequence[float], std: Sequence[float], *, rescale: float = 1 / 255
     ) -> ImagePreprocessing:
-        """Returns the preprocessing that normalises by ``(pixel * rescale - mean) / std``."""
-        return cls(
-            image_size_px=image_size_px,
-            scale=_three(rescale / s for s in std),
-            offset=_three(-m / s for m, s in zip(mean, std, strict=True)),
-            **rest,
+        """Returns the same but normalising by ``(pixel * rescale - mean) / std``."""
+        return replace(
+            self,
+            scale=tuple(rescale / s for s in std),
+            offset=tuple(-m / s for m, s in zip(mean, std, strict=True)),
         )
 
     def with_size(self, image_size_px: tuple[int, int]) -> ImagePreprocessing:
@@ -84,7 +76,8 @@ class ImagePreprocessing:
         """
         rgb = as_rgb(image)
         height, width = self.image_size_px
-        resized = rgb.resize(self._resized(rgb.height, rgb.width)[::-1], _filter(self))
+        new_height, new_width = self._resized(rgb.height, rgb.width)
+        resized = rgb.resize((new_width, new_height), _filter(self))
         if resized.height < height or resized.width < width:
             resized = self._padded(resized)
         top, left = (
@@ -94,7 +87,7 @@ class ImagePreprocessing:
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """Returns float32 `pixels * scale + offset`, shape kept ([..., 3])."""
-        scale, offset = np.float32(self.scale), np.float32(self.offset)
+        scale, offset = np.array(self.scale, np.float32), np.array(self.offset, np.float32)
         return pixels.astype(np.float32) * scale + offset
 
     def to_json(self) -> dict[str, Any]:
@@ -104,8 +97,10 @@ class ImagePreprocessing:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> ImagePreprocessing:
         """Returns the preprocessing that `to_json` described."""
-        listed = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**listed)
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+        }
+        return cls(**values)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) after the resize that precedes the centre crop."""
@@ -177,11 +172,6 @@ def _filter(preprocessing: ImagePreprocessing) -> Image.Resampling:
 
 def _size(image: Image.Image) -> tuple[int, int]:
     return image.height, image.width
-
-
-def _three(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from tunekit.models.torch_weights import TorchWeights, read_json
 Config = Mapping[str, Any]
 Size = tuple[int, int]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_RESIZE = {"center": "crop", "squash": "squash", "border": "pad"}
+_RESIZE: dict[str, Any] = {"center": "crop", "squash": "squash", "border": "pad"}
 
 # Only names whose forward pass is known in full: many timm variants (antialiased pools, rotary
 # positions, other activations) have the very same tensors and compute something else.
@@ -75,14 +75,13 @@ def read_preprocessing(config: Config) -> ImagePreprocessing:
     if mode not in _RESIZE:
         raise ModelError(f"config.json: crop_mode '{mode}'; expected one of {', '.join(_RESIZE)}.")
     _, height, width = cfg.get("input_size") or (3, 224, 224)
-    return ImagePreprocessing.from_mean_std(
+    geometry = ImagePreprocessing(
         (height, width),
-        mean=cfg.get("mean") or IMAGENET_MEAN,
-        std=cfg.get("std") or IMAGENET_STD,
         resize=_RESIZE[mode],
         crop_fraction=cfg.get("crop_pct") or 0.875,
         interpolation=cfg.get("interpolation") or "bicubic",
     )
+    return geometry.with_mean_std(cfg.get("mean") or IMAGENET_MEAN, cfg.get("std") or IMAGENET_STD)
 
 
 def _pretrained(config: Config) -> Config:
@@ -144,13 +143,13 @@ def _vit_shape(architecture: str, weights: TorchWeights) -> vit.ViTShape:
     depth = 0
     while f"blocks.{depth}.norm1.weight" in weights:
         depth += 1
-    size = architecture.split("_")[1]
+    size, width = architecture.split("_")[1], int(dim)
     has_registers = "reg_token" in weights
     return vit.ViTShape(
         patch=patch,
         layers=depth,
-        heads=_HEADS.get(size, dim // 64),
-        dim=dim,
+        heads=_HEADS.get(size, width // 64),
+        dim=width,
         mlp_dim=len(weights.take("blocks.0.mlp.fc1.weight")),
         epsilon=1e-6,
         qkv_bias="blocks.0.attn.qkv.bias" in weights,
