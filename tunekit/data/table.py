@@ -141,9 +141,13 @@ def _read_csv(path: Path, spec: DataSpec, where: str) -> _Columns:
 
 
 def _read_parquet(path: Path, spec: DataSpec, where: str) -> _Columns:
-    import pyarrow
-    from pyarrow import parquet
-
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(
+            f"{where}: reading {path} needs pyarrow. pip install 'tunekit[parquet]'"
+        ) from error
     try:
         schema = parquet.read_schema(path)
         _check_columns(path, schema.names, spec, where)

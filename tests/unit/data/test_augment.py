@@ -35,8 +35,10 @@ def test_flips_mirror_half_of_the_images(image, field, axis):
 
 def test_same_chance_gives_the_same_image(image):
     fields = {
-        "horizontal_flip": True, "random_resized_crop": (0.3, 1.0), "randaugment": RandAugmentSpec(),
-    }  # fmt: skip
+        "horizontal_flip": True,
+        "random_resized_crop": (0.3, 1.0),
+        "randaugment": RandAugmentSpec(),
+    }
     assert np.array_equal(varied(image, 5, **fields), varied(image, 5, **fields))
     found = {varied(image, seed, **fields).tobytes() for seed in range(10)}
     assert len(found) == 10

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -184,3 +185,9 @@ def test_orientation_is_applied_on_the_way(folder, picture):
     exif[0x0112] = 8
     picture(width=10, height=4).save(root / "cat" / "0.png", exif=exif)
     assert opened(root, validation_fraction=0).train[0]["image"].size == (4, 10)
+
+
+def test_dataset_name_without_tfds_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(DataError, match=r"not installed\. pip install 'tunekit\[tfds\]'"):
+        opened("tfds:mnist")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -186,3 +187,10 @@ def test_damaged_bytes_in_parquet_are_named_by_row(tmp_path, images):
 def test_table_can_be_evaluated_on(tmp_path, images):
     table = write(tmp_path / "a.csv", "image,label", f"{images[0]},1", f"{images[1]},0")
     assert open_examples(table, ("cat", "dog"), DataSpec()).label_array.tolist() == [1, 0]
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"needs pyarrow\. pip install 'tunekit\[parquet\]'"):
+        opened(tmp_path / "a.parquet")
