@@ -47,13 +47,14 @@ def _within(value: Any, keys: Keys) -> Iterator[Contradiction]:
 
 def _of_train(recipe: Recipe) -> Iterator[Contradiction]:
     for index, phase in enumerate(recipe.plan):
+        if phase.train is None:
+            continue
         keys = ("plan", index, "train")
-        selectors = (phase.train,) if isinstance(phase.train, str) else phase.train or ()
+        selectors = (phase.train,) if isinstance(phase.train, str) else phase.train
         syntax = syntax_issues(selectors)
         for message in syntax:
             yield Contradiction(Issue(dotted(keys), message), (keys,))
-        refusals = () if syntax else (refusal(recipe.method, each) for each in selectors)
-        for message in filter(None, refusals):
+        if not syntax and (message := refusal(recipe.method, selectors)):
             yield Contradiction(Issue(dotted(keys), message), (keys, ("method",)))
 
 

@@ -50,11 +50,13 @@ _SCALARS = {
 
 
 class _Loader(yaml.SafeLoader):
+    """Knows the scalars above and no others."""
+
     yaml_implicit_resolvers: dict[str, Any] = {}
 
 
 class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    """Quotes what either YAML, 1.1 or 1.2, would read as something else than text."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)

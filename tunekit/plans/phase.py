@@ -50,7 +50,7 @@ class Phase:
         if self.epochs is not None and self.steps is not None:
             message = f"epochs is {self.epochs:g} too, and a phase has one length; leave one out."
             found.append(("steps", message))
-        if isinstance(self.train, tuple) and not self.train:
+        if self.train == ():
             found.append(("train", "names nothing; give a selector such as head, or null."))
         found.extend(("warmup", message) for message in self._warmup_issues())
         return found
