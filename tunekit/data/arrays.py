@@ -87,6 +87,8 @@ def _images(images: Any, path: str, issues: list[Issue]) -> Images:
             problem = "every pixel is 0 or 1, where 0..255 is expected; multiply by 255"
         if problem:
             issues.append(Issue(path, problem))
+        elif array.dtype != np.uint8:
+            array = np.rint(array).astype(np.uint8)
     return MemoryImages(array, path)
 
 

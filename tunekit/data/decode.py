@@ -42,9 +42,7 @@ def damage(encoded: bytes) -> str | None:
         with Image.open(io.BytesIO(encoded)) as image:
             # A JPEG decoded at an eighth of its size still reads every byte, in less time.
             image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-            image.load()
-            if image.mode in ("F", "I"):
-                to_rgb(image)
+            to_rgb(image)
     except Exception as error:
         return _reason(error)
     return None
@@ -101,7 +99,7 @@ def array_to_rgb(array: Any, name: str) -> np.ndarray:
 def range_problem(pixels: np.ndarray) -> str | None:
     """Returns why numbers are not pixels in 0..255, or None where they are.
 
-    uint8 is always taken; other numbers must lie in 0..255 and reach beyond 1.
+    uint8 is always taken; other numbers must lie in 0..255 and reach beyond 1, or be all black.
     """
     if pixels.dtype == np.uint8:
         return None
@@ -110,7 +108,7 @@ def range_problem(pixels: np.ndarray) -> str | None:
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         return f"{int((~np.isfinite(pixels)).sum())} pixels are NaN or infinite"
     low, high = float(pixels.min()), float(pixels.max())
-    if 0 <= low and 1 < high <= 255:
+    if low == high == 0 or (0 <= low and 1 < high <= 255):
         return None
     came = f"expected pixels in 0..255, got {pixels.dtype} in {low:g}..{high:g}; "
     if high <= 1:

@@ -42,6 +42,14 @@ def test_given_order_of_names_is_kept():
     assert source.label_array[:3].tolist() == [1, 2, 0]
 
 
+def test_dark_image_among_floats_is_not_taken_for_a_normalised_one():
+    images = IMAGES.astype(np.float32)
+    images[3] = 1
+    source = opened(images, LABELS)
+    assert source[3]["image"].dtype == np.uint8 and source[3]["image"].max() == 1
+    assert np.array_equal(source[4]["image"], IMAGES[4])
+
+
 def test_column_of_labels_is_flattened():
     assert opened(IMAGES, LABELS[:, None]).label_array.tolist() == LABELS.tolist()
 

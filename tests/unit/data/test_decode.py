@@ -96,6 +96,10 @@ def test_empty_file_is_damaged():
     assert damage(b"") == "not an image of a known format"
 
 
+def test_black_floats_are_black_in_either_range():
+    assert array_to_rgb(np.zeros((2, 2, 3)), "x").max() == 0
+
+
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1)])
 def test_grey_array_is_repeated(shape):
     assert array_to_rgb(np.full(shape, 7, np.uint8), "x").tolist() == np.full((4, 5, 3), 7).tolist()
