@@ -247,13 +247,16 @@ def load_model(
     """
     spec = BackboneSpec(str(source), image_size, dtype, pretrained)
     backbone = load_backbone(source, spec, seed=seed)
-    own = backbone.pretrained_head
-    if labels is not None or head is not None or own is None:
+    if labels is not None or head is not None or backbone.pretrained_head is None:
         return Model(backbone, labels or (), head, seed=seed)
-    return _with_pretrained_head(backbone, own)
+    return with_own_head(backbone, backbone.pretrained_head)
 
 
-def _with_pretrained_head(backbone: Backbone, own: PretrainedHead) -> Model:
+def with_own_head(backbone: Backbone, own: PretrainedHead) -> Model:
+    """Returns `backbone` with the classifier that came with its weights.
+
+    A label that occurs again is numbered; ImageNet has two kinds of "crane".
+    """
     pooling = "auto" if own.pooling == "none" else own.pooling
     # "token+avg" is what some checkpoints come with.
     model = Model(backbone, _numbered(own.labels), HeadSpec(pooling=cast(Any, pooling)))
@@ -283,8 +286,6 @@ def _assemble(
 
 def _named_backbone(body: keras.Model) -> keras.Model:
     """The same layers as one sublayer called "backbone"; the model given keeps its name."""
-    if body.name == "backbone":
-        return body
     return keras.Model(body.inputs[0], body.outputs[0], name="backbone")
 
 
@@ -341,7 +342,6 @@ def _checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _numbered(labels: Sequence[str]) -> tuple[str, ...]:
-    """Labels with repeats told apart; ImageNet has two kinds of "crane"."""
     count: dict[str, int] = {}
     names = []
     for label in labels:
