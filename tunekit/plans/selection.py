@@ -154,6 +154,9 @@ class _Parts:
         try:
             return set(matching(selector, self.names))
         except SelectionError as error:
+            if begun := sum(bool(re.match(selector, name)) for name in self.names):
+                hint = f"Did you mean '{selector}.*'? {begun} match."
+                raise SelectionError(f"'{written}' matches no variable. {hint}") from None
             # Said of the bare pattern there; the user wrote it with "!".
             raise SelectionError(str(error).replace(repr(selector), f"'{written}'", 1)) from None
 
