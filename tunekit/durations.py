@@ -60,6 +60,7 @@ class Duration:
         return math.ceil(self.amount / 100 * total_steps)
 
     def __str__(self) -> str:
+        """Returns the text that `parse` reads back."""
         if self.unit == "%":
             return f"{self.amount:g}%"
         return f"{self.amount:g} {self.unit if self.amount != 1 else self.unit[:-1]}"

@@ -1,4 +1,4 @@
-"""Every exception tunekit raises on purpose: what was expected, what came, where, and the next move."""
+"""Every exception tunekit raises on purpose: what was expected, what came, where, what to do."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class Issue:
     """What was expected, what came, and what to do."""
 
     def __str__(self) -> str:
+        """Returns the place and the message as one text."""
         return f"{self.path}: {self.message}" if self.path else self.message
 
 
@@ -60,6 +61,7 @@ class RecipeError(TunekitError, ValueError):
     """
 
     def __init__(self, issues: Sequence[Issue]) -> None:
+        """Takes at least one mistake."""
         if not issues:
             raise ValueError("RecipeError needs at least one issue")
         self.issues = tuple(issues)

@@ -146,8 +146,10 @@ def _differences(
 
 def _architecture(model: keras.Model) -> dict[str, Any]:
     try:
+        with hub.tensorflow_hidden():
+            config = keras.saving.serialize_keras_object(model)
         # Through text, as it will be read: what JSON cannot hold fails here, by name.
-        return json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
+        return json.loads(json.dumps(config))
     except (TypeError, ValueError, NotImplementedError) as error:
         raise ModelError(f"the architecture of {model.name!r} is not JSON: {error}") from error
 

@@ -9,7 +9,7 @@ an accelerator nothing here is used.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from tunekit.models.intercept import Call, Wrap
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
-def cpu_convolutions(layers: Iterator[keras.Layer] | list[keras.Layer]) -> dict[keras.Layer, Wrap]:
+def cpu_convolutions(layers: Iterable[keras.Layer]) -> dict[keras.Layer, Wrap]:
     """Returns an interception for each layer that has a faster form on a CPU."""
     wraps: dict[keras.Layer, Wrap] = {}
     for layer in layers:
@@ -94,7 +94,13 @@ def shifted_depthwise(
     Returns:
         ``[B, H', W', C]``.
     """
-    taps = _taps(_padded(x, padding), kernel.shape[:2], strides)
+    return _shifted_sum(x, kernel, strides, padding)
+
+
+def _shifted_sum(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding
+) -> jax.Array:
+    taps = _taps(_padded(x, padding), (kernel.shape[0], kernel.shape[1]), strides)
     weights = kernel.reshape(-1, kernel.shape[-1])
     return functools.reduce(jnp.add, (tap * weights[n] for n, tap in enumerate(taps)))
 
@@ -105,10 +111,7 @@ def _forward(x, kernel, strides, padding):
 
 def _backward(strides, padding, saved, cotangent):
     x, kernel = saved
-    of_x = functools.partial(
-        shifted_depthwise.__wrapped__, kernel=kernel, strides=strides, padding=padding
-    )
-    (x_cotangent,) = jax.vjp(of_x, x)[1](cotangent)
+    (x_cotangent,) = jax.vjp(lambda x: _shifted_sum(x, kernel, strides, padding), x)[1](cotangent)
 
     # Reducing one image at a time keeps the sum in cache; over the whole batch at once XLA
     # writes every product to memory first (5 to 17 times slower).

@@ -1,4 +1,4 @@
-"""The one place that overrides a layer's call: for the length of a block, and never the layer itself.
+"""The one place that overrides a layer's call: for the length of a block, the layer untouched.
 
 An instance attribute ``call`` shadows the class's method, as ``flax.linen.intercept_methods``
 does; Keras 3.15 looks ``self.call`` up at every call. The model's structure, configuration and
@@ -19,7 +19,7 @@ Wrap = Callable[[Call], Call]
 
 @contextmanager
 def intercept(wraps: Mapping[keras.Layer, Wrap]) -> Iterator[None]:
-    """Within the block each layer's ``call`` is ``wrap(call)``; blocks nest, the inner one outermost.
+    """Within the block each layer's ``call`` is ``wrap(call)``; an inner block wraps an outer one.
 
     Args:
         wraps: from a layer to what takes its present call and returns the one to use.

@@ -71,8 +71,7 @@ def _resolve_phase(
         trainable = select(selectors)
     except SelectionError as error:
         raise SelectionError(f"{place}: {error}") from error
-    length = Duration(phase.epochs, "epochs") if phase.epochs else Duration(phase.steps, "steps")
-    steps = length.to_steps(steps_per_epoch)
+    steps = phase.steps or Duration(phase.epochs or 0, "epochs").to_steps(steps_per_epoch)
     warmup_steps = Duration.parse(phase.warmup).to_steps(steps_per_epoch, steps)
     return ResolvedPhase(
         label=", ".join(selectors),

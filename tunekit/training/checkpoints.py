@@ -24,16 +24,17 @@ from tunekit.training.step import Carried, Values
 
 
 class Checkpoints:
-    """The checkpoints in one folder, of one run.
-
-    Args:
-        folder: where they are; made if absent.
-        identity: what must be equal for a run to go on from them: JSON values by the name that an
-            error gives them.
-        keep: number of newest checkpoints kept. The best one is kept besides.
-    """
+    """The checkpoints in one folder, of one run."""
 
     def __init__(self, folder: Path, *, identity: Mapping[str, Any], keep: int) -> None:
+        """Opens the checkpoints in `folder`, which is made if absent.
+
+        Args:
+            folder: where they are.
+            identity: what must be equal for a run to go on from them: JSON values by the name that
+                an error gives them.
+            keep: number of newest checkpoints kept. The best one is kept besides.
+        """
         self._identity = json.loads(json.dumps(identity))
         self._folder = folder.absolute()
         self._manager = ocp.CheckpointManager(

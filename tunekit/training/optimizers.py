@@ -94,6 +94,7 @@ def apply_gradients(
     """
     new_values: Values = {}
     new_states: OptimizerStates = {}
+    step: Any
     for name, value in trainable.items():
         step, new_states[name] = transformation(spec, name, value).update(
             gradients[name], states[name], value

@@ -40,7 +40,7 @@ def reporter(
     kind: Literal["auto", "rich", "plain", "none"], stream: TextIO | None = None
 ) -> Reporter:
     """Returns the reporter of a kind; ``auto`` is a bar on a terminal and plain lines elsewhere."""
-    stream = stream or sys.stderr
+    stream = sys.stderr if stream is None else stream
     if kind == "auto":
         kind = "rich" if stream.isatty() else "plain"
     if kind == "rich":
@@ -71,6 +71,7 @@ class PlainReporter(SilentReporter):
     """One line a phase and a pass: for logs and notebooks."""
 
     def __init__(self, stream: TextIO) -> None:
+        """Prints to `stream`."""
         self._stream = stream
 
     def phase(self, text: str) -> None:
@@ -86,6 +87,7 @@ class RichReporter(SilentReporter):
     """A bar of the whole run with loss, rate, throughput and time left; rows stay above it."""
 
     def __init__(self, stream: TextIO) -> None:
+        """Draws on `stream`."""
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),

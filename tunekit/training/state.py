@@ -67,7 +67,7 @@ class State:
     progress: Progress
 
     def values(self, *, averaged: bool = False) -> Values:
-        """Returns every value by structural name; with the moving averages in place if `averaged`."""
+        """Returns every value by structural name, moving averages in place if `averaged`."""
         averages = self.carried.ema if averaged else {}
         return {**self.frozen, **self.carried.mutable, **self.carried.trainable, **averages}
 
