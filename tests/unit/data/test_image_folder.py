@@ -156,6 +156,19 @@ def test_fingerprint_is_the_same_wherever_the_folder_lies(folder, tmp_path):
     assert opened(root, validation_fraction=0).train.fingerprint != first
 
 
+def test_files_are_scanned_once_in_a_sources_life(folder):
+    root = folder(cat=2, dog=2)
+    source = opened(root, validation_fraction=0).train
+    before = source.fingerprint
+    shutil.rmtree(root)
+    assert source.fingerprint == before
+
+
+def test_evaluation_uses_every_example(folder):
+    spec = DataSpec(max_examples=2, validation_fraction=0.5)
+    assert len(open_examples(folder(dog=3, cat=3), ("dog", "cat"), spec)) == 6
+
+
 def test_evaluation_folder_maps_its_classes_to_the_models(folder):
     source = open_examples(folder(dog=2, cat=1), ("dog", "emu", "cat"), DataSpec())
     assert source.label_array.tolist() == [2, 0, 0]
