@@ -40,12 +40,12 @@ def replacing(folder: Path, ours: Collection[str], marks: Collection[str]) -> It
     new.mkdir()
     try:
         yield new
-        if folder.exists():
-            folder.rename(old)
         try:
+            if folder.exists():
+                folder.rename(old)
             new.rename(folder)
         except BaseException:
-            if old.exists():
+            if old.exists() and not folder.exists():
                 old.rename(folder)
             raise
     finally:

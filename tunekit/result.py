@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -147,6 +148,8 @@ class Result:
             }
             write_json(new / MODEL_FILE, description)
             saved.write_weights(new / WEIGHTS_FILE, self.model.variables())
+            # safetensors makes files that only their owner may read.
+            shutil.copymode(new / MODEL_FILE, new / WEIGHTS_FILE)
             (new / RECIPE_FILE).write_text(_yaml(self.recipe), encoding="utf-8")
             write_json(new / "labels.json", self.model.labels)
             for name in RECORDS:

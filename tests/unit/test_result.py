@@ -177,6 +177,10 @@ def test_the_folder_holds_what_it_promises(result, out):
     assert "heads/label/logits/kernel" in tensors
 
 
+def test_whoever_may_read_the_folder_may_read_every_file_in_it(out):
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
+
+
 def test_history_is_strict_json_and_a_table_of_every_column(out):
     history = json.loads((out / "history.json").read_text())
     assert [row["loss"] for row in history] == [0.5, None]
@@ -292,6 +296,7 @@ import sys, json, numpy as np, tunekit
 result = tunekit.load(sys.argv[1])
 images = np.load(sys.argv[2])
 print(json.dumps([each.to_json() for each in result.predict(images)]))
+result.save("again")
 assert "tensorflow" not in sys.modules
 """
 

@@ -10,16 +10,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from tunekit import __version__
 from tunekit.data.source import Source, Splits
 from tunekit.models.model import Model
 
-PACKAGES = ("tunekit", "keras", "keras-hub", "jax", "numpy")
-"""What decides the numbers of a run."""
+PACKAGES = ("keras", "keras-hub", "jax", "numpy")
+"""What decides the numbers of a run, besides tunekit."""
 
 
 def versions() -> dict[str, str]:
-    """Returns the installed version of every package that decides the numbers."""
-    return {name.replace("-", "_"): _version(name) for name in PACKAGES}
+    """Returns the version of every package that decides the numbers."""
+    others = {name.replace("-", "_"): metadata.version(name) for name in PACKAGES}
+    return {"tunekit": __version__, **others}
 
 
 def run_report(
@@ -63,10 +65,3 @@ def _source_report(source: Source) -> dict[str, Any]:
         "examples": len(source),
         "examples_by_label": dict(zip(names, counts.tolist(), strict=True)),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # a source tree on the path, not installed
-        return "unknown"

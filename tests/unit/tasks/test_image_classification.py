@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import pytest
 from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
 
+from tunekit.data.spec import AugmentSpec
 from tunekit.errors import DataError
+from tunekit.models.preprocessing import ImagePreprocessing
 from tunekit.tasks.image_classification import ImageClassification
 from tunekit.tasks.spec import TaskSpec
 
@@ -19,7 +22,7 @@ MULTI = ImageClassification(NAMES, multi_label=True)
 
 
 @dataclass
-class Labels:
+class LabelColumn:
     """The part of a source that binding reads."""
 
     label_names: tuple[str, ...]
@@ -28,6 +31,10 @@ class Labels:
     @property
     def multi_label(self) -> bool:
         return self.label_array.ndim == 2
+
+
+def bound(spec, labels):
+    return ImageClassification.bind(spec, cast(Any, LabelColumn(NAMES, labels)))
 
 
 def batch_of(labels, weight=None, **columns):
@@ -154,39 +161,39 @@ def test_augment_batch_without_mixing_adds_one_hot_targets_only():
 
 def test_balanced_class_weights_are_scikit_learns():
     labels = np.asarray([0] * 6 + [1] * 3 + [2])
-    task = ImageClassification.bind(TaskSpec(class_weights="balanced"), Labels(NAMES, labels))
+    task = bound(TaskSpec(class_weights="balanced"), labels)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     assert task.class_weights == pytest.approx(tuple(expected))
 
 
 def test_balanced_multi_label_weights_are_negatives_over_positives():
     labels = np.asarray([[1, 0, 1], [1, 1, 0], [1, 0, 0], [0, 0, 1]], np.float32)
-    task = ImageClassification.bind(TaskSpec(class_weights="balanced"), Labels(NAMES, labels))
+    task = bound(TaskSpec(class_weights="balanced"), labels)
     assert task.multi_label
     assert task.class_weights == pytest.approx((1 / 3, 3.0, 1.0))
 
 
 def test_a_class_without_examples_cannot_be_balanced():
-    source = Labels(NAMES, np.asarray([0, 1, 0]))
+    labels = np.asarray([0, 1, 0])
     with pytest.raises(DataError, match="cannot balance emu: no training example"):
-        ImageClassification.bind(TaskSpec(class_weights="balanced"), source)
+        bound(TaskSpec(class_weights="balanced"), labels)
 
 
 def test_class_weights_must_be_one_a_label():
-    source = Labels(NAMES, np.asarray([0, 1, 2]))
+    labels = np.asarray([0, 1, 2])
     with pytest.raises(DataError, match="expected 3 weights, .* got 2"):
-        ImageClassification.bind(TaskSpec(class_weights=(1.0, 2.0)), source)
+        bound(TaskSpec(class_weights=(1.0, 2.0)), labels)
 
 
 def test_several_labels_an_image_refuse_a_task_of_one():
-    source = Labels(NAMES, np.ones((4, 3), np.float32))
+    labels = np.ones((4, 3), np.float32)
     with pytest.raises(DataError, match="task.multi_label: the data has several labels"):
-        ImageClassification.bind(TaskSpec(multi_label=False), source)
+        bound(TaskSpec(multi_label=False), labels)
 
 
 def test_one_label_an_image_may_train_a_sigmoid_head():
-    source = Labels(NAMES, np.asarray([0, 1, 2]))
-    task = ImageClassification.bind(TaskSpec(multi_label=True), source)
+    labels = np.asarray([0, 1, 2])
+    task = bound(TaskSpec(multi_label=True), labels)
     assert task.multi_label
     assert np.array_equal(task._encode_label(1), [0.0, 1.0, 0.0])
 
@@ -205,3 +212,49 @@ def test_multi_label_decode_gives_every_label_at_the_threshold():
     assert first.labels == ("cat", "emu")
     assert (second.labels, second.label) == ((), "emu")
     assert MULTI.decode(logits, threshold=0.6)[0].labels == ("cat",)
+
+
+PREPROCESSING = ImagePreprocessing((8, 8), crop_fraction=0.5)
+PHOTO = np.random.default_rng(3).integers(0, 256, (20, 30, 3), np.uint8)
+
+
+def test_an_encoded_example_is_the_backbones_pixels_and_its_label():
+    encoded = TASK.encoder(PREPROCESSING)({"image": PHOTO, "label": 2}, None)
+    assert np.array_equal(encoded["image"], PREPROCESSING.to_pixels(PHOTO))
+    assert (encoded["label"].dtype, int(encoded["label"])) == (np.int32, 2)
+
+
+def test_augmentation_happens_in_training_only():
+    encode = TASK.encoder(PREPROCESSING, AugmentSpec(horizontal_flip=True))
+    example = {"image": PHOTO, "label": 0}
+    plain = PREPROCESSING.to_pixels(PHOTO)
+    assert np.array_equal(encode(example, None)["image"], plain)
+    seen = [encode(example, np.random.default_rng(seed))["image"] for seed in range(8)]
+    flipped = [np.array_equal(pixels, plain[:, ::-1]) for pixels in seen]
+    assert any(flipped) and not all(flipped)
+    assert all(np.array_equal(x, plain) for x, flip in zip(seen, flipped, strict=True) if not flip)
+
+
+def test_a_random_crop_comes_from_the_whole_image():
+    spec = AugmentSpec(random_resized_crop=(0.9, 1.0))
+    encode = TASK.encoder(PREPROCESSING, spec)
+    # The left quarter is black: a crop of nine tenths of the area must show some of it.
+    image = np.full((20, 32, 3), 255, np.uint8)
+    image[:, :8] = 0
+    assert PREPROCESSING.to_pixels(image).mean() > 250
+    pixels = encode({"image": image, "label": 0}, np.random.default_rng(0))["image"]
+    assert pixels.shape == (8, 8, 3)
+    assert pixels[:, 0].mean() < 50
+
+
+def test_augment_batch_mixes_images_and_targets_of_real_rows_alike():
+    task = replace(TASK, mixup=1.0)
+    labels, weight = jnp.asarray([0, 1, 2, 0]), jnp.asarray([1.0, 1.0, 1.0, 0.0])
+    # Images as wide as the classes: pixel columns are the one-hot labels, so both mix alike.
+    images = jax.nn.one_hot(labels, 3)[:, None, :, None] * jnp.full((1, 2, 1, 3), 200.0)
+    batch = task.augment_batch(
+        jax.random.key(1), {"image": images, "label": labels, "weight": weight}
+    )
+    assert not jnp.array_equal(batch["target"], jax.nn.one_hot(labels, 3))
+    assert batch["image"][:, 0, :, 0] / 200 == pytest.approx(np.asarray(batch["target"]), abs=1e-5)
+    assert jnp.array_equal(batch["target"][3], jnp.asarray([1.0, 0, 0]))
