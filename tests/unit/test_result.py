@@ -19,6 +19,7 @@ from tunekit.errors import DataError, ModelError
 from tunekit.models.backbone import Backbone
 from tunekit.models.model import Model
 from tunekit.models.preprocessing import ImagePreprocessing
+from tunekit.recipe import Recipe
 from tunekit.result import FILES, Result, load
 from tunekit.tasks.image_classification import ImageClassification
 
@@ -166,6 +167,14 @@ def test_a_loaded_result_is_the_saved_one(result, out):
     assert again.model.preprocessing == result.model.preprocessing
     assert again.model.head_spec == result.model.head_spec
     assert repr(again) == "Result('tiny', 3 labels, accuracy 0.250)"
+
+
+def test_the_recipe_of_a_run_is_saved_as_it_writes_itself(tmp_path):
+    recipe = Recipe.from_keywords(data="photos", epochs=1)
+    out = tiny_result(recipe=recipe).save(tmp_path / "out")
+    assert Recipe.load(out / "recipe.yaml") == recipe
+    assert load(out).recipe == yaml.safe_load(recipe.to_yaml())
+    assert load(out).evaluate((IMAGES[:2], ["cat", "dog"]))["examples"] == 2
 
 
 def test_the_folder_holds_what_it_promises(result, out):
