@@ -155,7 +155,6 @@ def _run(args: argparse.Namespace) -> None:
     from tunekit.finetune import run
 
     result = run(recipe)
-    result.save(out)
     result.plot(Path(out) / "curves.png")
     _print_metrics(result.metrics)
     print(f"saved in {out}")
@@ -206,7 +205,12 @@ def _layers(args: argparse.Namespace) -> None:
 def _print_metrics(metrics: Mapping[str, Any]) -> None:
     """Prints the numbers, one a line, and those of each class as a table."""
     numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-    _print_table([(name, f"{value:.4f}") for name, value in numbers.items()])
+    _print_table(
+        [
+            (name, f"{value:.4f}" if isinstance(value, float) else str(value))
+            for name, value in numbers.items()
+        ]
+    )
     per_class = metrics.get("per_class")
     if not per_class:
         return
