@@ -257,11 +257,14 @@ def _stages(
 
 
 def _said_stage(names: Iterable[str]) -> str | None:
-    found = (match for name in names if (match := _STAGE_NAME.search(name)))
-    return next((match[match.lastindex or 0] for match in found), None)
+    # The last name: what is attached before a block may still be named after the stage it leaves.
+    found = [match for name in names if (match := _STAGE_NAME.search(name))]
+    return found[-1][found[-1].lastindex or 0] if found else None
 
 
 def _strided(layer: keras.Layer) -> bool:
+    if "Attention" in type(layer).__name__:
+        return False  # Strides inside thin out keys and values, not the output.
     strides = getattr(layer, "strides", 1)
     largest = strides if isinstance(strides, int) else max(strides, default=1)
     return largest > 1 or any(_strided(child) for child in sublayers(layer))

@@ -70,6 +70,9 @@ def _links(stretch: list[Any]) -> list[Link]:
     layers = tuple(op for op in stretch if isinstance(op, keras.Layer))
     if len(stretch) == 1:
         return chain(layers[0]) if layers else []
+    if any(_holds_blocks(layer) for layer in layers):
+        # What goes past an encoder, such as rotary positions, does not make it one block.
+        return [link for layer in layers for link in chain(layer)]
     gate = type(stretch[-1]).__name__ == "Multiply"
     return [Link(layers, branched=not gate)]
 

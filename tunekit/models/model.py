@@ -296,24 +296,28 @@ def _keep_rows(
 
     Does nothing where the heads differ below the logits, for then a column means nothing.
     """
-    before = structural_names(old_model.get_layer("heads").get_layer(head.name))
-    after = structural_names(head)
-    shared = [label for label in new if label in set(old)]
-    by_label = {"logits/kernel", "logits/bias"} & before.keys() & after.keys()
-    same = before.keys() - {"logits/bias"} == after.keys() - {"logits/bias"}
-    rest = [name for name in after if name not in {"logits/kernel", "logits/bias"}]
-    widths = [before[name].shape == after[name].shape for name in rest if name in before]
-    if not shared or not same or not all(widths):
+    before = _weights(old_model.get_layer("heads").get_layer(head.name))
+    after = _weights(head)
+    below = after.keys() - {"logits/kernel", "logits/bias"}
+    shared = [label for label in new if label in old]
+    alike = below == before.keys() - {"logits/kernel", "logits/bias"} and all(
+        before[name].shape == after[name].shape for name in below
+    )
+    width, new_width = (head["logits/kernel"].shape[0] for head in (before, after))
+    if not shared or not alike or width != new_width:
         return
-    if before["logits/kernel"].shape[0] != after["logits/kernel"].shape[0]:
-        return
-    for name in rest:
+    for name in below:
         after[name].assign(before[name].value)
     sources, targets = [old.index(x) for x in shared], [new.index(x) for x in shared]
-    for name in by_label:
+    for name in (before.keys() & after.keys()) - below:
         value = np.array(after[name].value)
         value[..., targets] = np.asarray(before[name].value)[..., sources]
         after[name].assign(value)
+
+
+def _weights(head: keras.Model) -> dict[str, keras.Variable]:
+    roles = variable_roles(head)
+    return {name: v for name, v in structural_names(head).items() if roles[name] == "weight"}
 
 
 def _head_spec(head: HeadSpec | str | None) -> HeadSpec:

@@ -125,6 +125,36 @@ def test_dinov2_has_one_block_for_each_transformer_layer():
     assert "backbone/embeddings/interpolated_position_embeddings" in groups[0].weights
 
 
+# KerasHub's own, of a mask that its attention drops.
+@pytest.mark.filterwarnings("ignore:.*Layer 'attn':UserWarning")
+def test_swin_opens_a_stage_with_the_merging_that_leads_into_it():
+    with without_values():
+        body = keras_hub().models.SwinTransformerBackbone(
+            image_shape=(32, 32, 3),
+            patch_size=2,
+            embed_dim=8,
+            depths=(2, 2, 3),
+            num_heads=(1, 1, 2),
+            window_size=2,
+        )
+    groups = _groups(body)
+    assert _sizes(groups) == [2, 2, 3]
+    assert any("downsample" in name or "merg" in name for name in _blocks(groups)[2].weights)
+
+
+def test_positions_that_go_past_an_encoder_leave_its_blocks_apart():
+    with without_values():
+        body = keras_hub().models.DINOV3Backbone(
+            patch_size=16,
+            num_layers=3,
+            hidden_dim=8,
+            num_heads=2,
+            intermediate_dim=16,
+            image_shape=(32, 32, 3),
+        )
+    assert [g.kind for g in _groups(body)] == ["stem", "block", "block", "block", "top"]
+
+
 def test_a_plain_network_has_a_block_for_each_kernel_after_the_first():
     layers = keras.layers
     body = keras.Sequential(

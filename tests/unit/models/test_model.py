@@ -181,10 +181,11 @@ def test_nothing_is_kept_between_heads_that_differ_below_the_logits(head):
     np.testing.assert_array_equal(_value(model, "heads/label/logits/kernel"), expected)
 
 
-def test_a_bias_left_out_does_not_hinder_keeping_the_kernel():
+@pytest.mark.parametrize("head", [HeadSpec(bias=False), HeadSpec(dropout=0.5)])
+def test_another_bias_or_dropout_does_not_hinder_keeping_the_kernel(head):
     model = Model(_backbone(), ["cat", "dog"])
     before = _value(model, "heads/label/logits/kernel")
-    model.replace_head(["dog"], HeadSpec(bias=False), seed=4)
+    model.replace_head(["dog"], head, seed=4)
     np.testing.assert_array_equal(_value(model, "heads/label/logits/kernel"), before[:, 1:])
 
 

@@ -149,7 +149,7 @@ def test_the_norms_of_a_vit_are_its_layer_norms(vit):
     ("selectors", "message"),
     [
         ("head/.*", "'head/.*' matches no variable. Did you mean 'heads/.*'? 2 begin with 'heads/"),
-        ("heads/label", "'heads/label' matches no variable. Did you mean 'heads/label.*'? 2 match."),
+        ("heads/label", "matches no variable. Did you mean 'heads/label.*'? 2 match."),
         ("all, !head/.*", "'!head/.*' matches no variable. Did you mean 'heads/.*'?"),
         ("hed", "'hed' is no selector. Did you mean 'head'?"),
         ("last two", "'last two' is no selector. Did you mean 'last 2'?"),
