@@ -1,20 +1,14 @@
-"""What every test needs: JAX behind Keras, and a mark by which a tier can be chosen."""
+"""What every test needs: JAX behind Keras, on the CPU unless told otherwise."""
 
 import os
 from pathlib import Path
 
-import pytest
-
 # Before anything imports Keras, which reads it once.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-TIERS = ("unit", "contract", "real")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks every test with its folder: ``pytest -m 'not real'``."""
-    here = Path(__file__).parent
-    for item in items:
-        tier = item.path.relative_to(here).parts[0]
-        if tier in TIERS:
-            item.add_marker(tier)
+# Most of a test's time is XLA's, and many tests compile the same program: each once, also in the
+# processes that tests start. The cache is keyed by the program, so it is never stale.
+_CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

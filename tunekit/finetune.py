@@ -24,6 +24,7 @@ from tunekit.plans.phase import Phase, Schedule
 from tunekit.plans.resolve import ResolvedPhase, resolve_plan
 from tunekit.plans.selection import resolve_selection
 from tunekit.recipe import Recipe
+from tunekit.recipe_keywords import IN_MEMORY
 from tunekit.report.run import run_report
 from tunekit.result import RUN_FOLDER, Result
 from tunekit.tasks.image_classification import ImageClassification
@@ -139,8 +140,7 @@ def run(recipe: Recipe, *, model: Model | keras.Model | None = None, data: Any =
         CheckpointError: the checkpoints to resume from belong to another run.
     """
     since = time.perf_counter()
-    if data is None and recipe.data.path is None:
-        raise RecipeError([Issue("data.path", "expected the path of the training data, got none.")])
+    _check_named(recipe, model, data)
     splits = open_data(data, recipe.data, seed=recipe.seed)
     task = ImageClassification.bind(recipe.task, splits.train, recipe.augment)
     _check_stopping(recipe, splits)
@@ -285,6 +285,19 @@ def _check_given(recipe: Recipe, model: Model) -> None:
             f"{recipe.backbone.dtype!r}. Load it with tunekit.load_model(..., "
             f"dtype={recipe.backbone.dtype!r})."
         )
+
+
+def _check_named(recipe: Recipe, model: Any, data: Any) -> None:
+    """Refuses a recipe that leaves out what the caller does not give either."""
+    issues = []
+    if model is None and recipe.backbone.name == IN_MEMORY:
+        message = "the recipe was made for a model in memory; name one, or pass model=."
+        issues.append(Issue("backbone.name", message))
+    if data is None and recipe.data.path is None:
+        message = "expected the path of the training data, got none; name one, or pass data=."
+        issues.append(Issue("data.path", message))
+    if issues:
+        raise RecipeError(issues)
 
 
 def _check_stopping(recipe: Recipe, splits: Splits) -> None:

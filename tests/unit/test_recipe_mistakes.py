@@ -105,7 +105,7 @@ IN_SECTIONS = [
     ("data: {labels: [a, a]}", "data.labels: expected each name once"),
     ("data: {train: x, validation: x}", "data.validation: 'x' is also train"),
     ("runtime: {resume: true}", "runtime.resume: there is no folder to resume from"),
-    ("runtime: {evaluate_every: often}", "runtime.evaluate_every: expected a duration such as"),
+    ("runtime: {checkpoint_every: often}", "runtime.checkpoint_every: expected a duration such as"),
     ("runtime: {checkpoint_every: 0 steps}", "runtime.checkpoint_every: expected a duration above"),
     (
         "task: {class_weights: [1, 2]}\ndata: {labels: [a, b, c]}",

@@ -9,7 +9,7 @@ from annotated_types import Ge, Interval, Lt
 
 Dtype = Literal["float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16"]
 HeadKind = Literal["linear", "mlp", "cosine"]
-Pooling = Literal["auto", "avg", "max", "gem", "token", "attention"]
+Pooling = Literal["auto", "avg", "max", "gem", "token", "token+avg", "attention"]
 SidePixels = Annotated[int, Interval(ge=8, le=4096)]
 
 
@@ -17,7 +17,7 @@ SidePixels = Annotated[int, Interval(ge=8, le=4096)]
 class BackboneSpec:
     """The pretrained body: where it comes from and how it is built."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     name: str = "efficientnet_lite0"
     """Bundled name, KerasHub preset, folder, or "keras.applications:ResNet50"."""
@@ -39,7 +39,7 @@ class BackboneSpec:
 class HeadSpec:
     """What is put on the backbone's features to give one logit per label."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
     kind: HeadKind = "linear"
     """One dense layer, a stack of them, or cosine similarity to one prototype per label."""

@@ -132,6 +132,10 @@ class ImageClassification:
             images, targets = mix(key, images, targets, batch["weight"], self.mixup, self.cutmix)
         return {**batch, "image": images, "target": targets}
 
+    def inputs(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """Returns what the model takes: pixels [B, H, W, 3]."""
+        return batch["image"]
+
     def loss(
         self, logits: jax.Array, batch: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:

@@ -40,12 +40,12 @@ def reporter(
     kind: Literal["auto", "rich", "plain", "none"], stream: TextIO | None = None
 ) -> Reporter:
     """Returns the reporter of a kind; ``auto`` is a bar on a terminal and plain lines elsewhere."""
-    stream = sys.stderr if stream is None else stream
+    to: TextIO = stream or sys.stderr
     if kind == "auto":
-        kind = "rich" if stream.isatty() else "plain"
+        kind = "rich" if to.isatty() else "plain"
     if kind == "rich":
-        return RichReporter(stream)
-    return PlainReporter(stream) if kind == "plain" else SilentReporter()
+        return RichReporter(to)
+    return PlainReporter(to) if kind == "plain" else SilentReporter()
 
 
 class SilentReporter:

@@ -49,8 +49,6 @@ class RuntimeSpec:
     """Time between checkpoints ("1 epoch", "500 steps"); null writes none."""
     keep_checkpoints: Annotated[int, Ge(1)] = 2
     """Checkpoints kept, the newest ones; the best is kept besides."""
-    evaluate_every: str = "1 epoch"
-    """Time between evaluations on the validation split."""
     monitor: Literal["loss", "accuracy"] = "accuracy"
     """Validation metric that says which weights are best."""
     restore_best: bool = True
@@ -64,15 +62,14 @@ class RuntimeSpec:
         if self.resume and self.out is None:
             message = "there is no folder to resume from; set runtime.out to the earlier run's."
             found.append(("resume", message))
-        for field in ("checkpoint_every", "evaluate_every"):
-            text = getattr(self, field)
-            if text is None:
-                continue
-            try:
-                duration = Duration.parse(text)
-            except ValueError as error:
-                found.append((field, str(error)))
-            else:
-                if duration.amount == 0:
-                    found.append((field, f"expected a duration above 0, got {text!r}"))
+        if self.checkpoint_every is not None:
+            found.extend(("checkpoint_every", message) for message in self._checkpoint_issues())
         return found
+
+    def _checkpoint_issues(self) -> list[str]:
+        text = self.checkpoint_every or ""
+        try:
+            duration = Duration.parse(text)
+        except ValueError as error:
+            return [str(error)]
+        return [] if duration.amount else [f"expected a duration above 0, got {text!r}"]

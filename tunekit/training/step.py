@@ -29,7 +29,7 @@ class Objective(Protocol):
         """Returns what the model takes."""
         ...
 
-    def loss(self, outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def loss(self, outputs: Any, batch: Batch, /) -> tuple[jax.Array, jax.Array]:
         """Returns the summed loss and the summed weight."""
         ...
 
