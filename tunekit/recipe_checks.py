@@ -29,6 +29,7 @@ def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
         yield from _within(getattr(recipe, section), (section,))
     yield from _of_train(recipe)
     yield from _of_class_weights(recipe)
+    yield from _of_precision(recipe)
 
 
 def _within(value: Any, keys: Keys) -> Iterator[Contradiction]:
@@ -56,6 +57,18 @@ def _of_train(recipe: Recipe) -> Iterator[Contradiction]:
             yield Contradiction(Issue(dotted(keys), message), (keys,))
         if not syntax and (message := refusal(recipe.method, selectors)):
             yield Contradiction(Issue(dotted(keys), message), (keys, ("method",)))
+
+
+def _of_precision(recipe: Recipe) -> Iterator[Contradiction]:
+    dtype = recipe.backbone.dtype
+    if dtype.endswith("float16") and not dtype.endswith("bfloat16"):
+        instead = dtype.replace("float16", "bfloat16")
+        message = (
+            f"gradients vanish in {dtype} without loss scaling, which training does not do; "
+            f"choose {instead}, or float32."
+        )
+        keys = ("backbone", "dtype")
+        yield Contradiction(Issue(dotted(keys), message), (keys,))
 
 
 def _of_class_weights(recipe: Recipe) -> Iterator[Contradiction]:

@@ -111,6 +111,11 @@ IN_SECTIONS = [
         "task: {class_weights: [1, 2]}\ndata: {labels: [a, b, c]}",
         "task.class_weights: expected one weight per label of data.labels, 3; got 2.",
     ),
+    (
+        "backbone: {dtype: mixed_float16}",
+        "backbone.dtype: gradients vanish in mixed_float16 without loss scaling, which training "
+        "does not do; choose mixed_bfloat16, or float32.",
+    ),
     # The text.
     ("seed: 1\nseed: 2", "seed: line 3: given a second time; keep one."),
     ("seed: !!int one", "seed: line 2: a recipe has no tags"),
