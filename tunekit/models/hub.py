@@ -81,7 +81,9 @@ def load_preset(name: str, spec: BackboneSpec, *, seed: int) -> Backbone:
     native = _input_size(body)
     preprocessing = _preprocessing(preset, place, native)
     size = image_size(spec, preprocessing.image_size_px)
-    body = resized(body, size) if native not in (None, size) else body
+    # KerasHub interpolates DINOv2's positions with another kernel than they were trained for.
+    if native not in (None, size) or hasattr(body, "position_embedding_shape"):
+        body = resized(body, size)
     return as_backbone(
         body,
         preprocessing.with_size(size),
@@ -125,7 +127,7 @@ def as_backbone(
     )
 
 
-def resized(body: keras.Model, size: tuple[int, int]) -> keras.Model:
+def resized(body: Any, size: tuple[int, int]) -> keras.Model:
     """Returns `body` rebuilt for images of `size`, with the same weights.
 
     Learned position embeddings are interpolated as the library that trained them does.
@@ -138,19 +140,17 @@ def resized(body: keras.Model, size: tuple[int, int]) -> keras.Model:
     config[key] = (*size, 3)
     if "position_embedding_shape" in config:
         config["position_embedding_shape"] = (*size, 3)
+        config.pop("name")  # DINOv2 would put it before the names of its layers
     try:
         with without_values(), tensorflow_hidden():
             rebuilt = type(body).from_config(config)
     except ValueError as error:
         raise ModelError(f"{type(body).__name__} takes no images of {size}: {error}") from error
-    old, new = structural_names(body), structural_names(rebuilt)
-    tables = [name for name in old if name.endswith("position_embeddings")]
-    pretrained_table = next((n for n in tables if "interpolated" not in n), None)
+    old, new = structural_names(body).values(), structural_names(rebuilt).items()
     patch = config.get("patch_size")
-    for name, variable in new.items():
-        value = np.asarray(old[name])
-        if name in tables and pretrained_table:
-            value = np.asarray(old[pretrained_table])
+    for (name, variable), source in zip(new, old, strict=True):
+        is_interpolated = name.endswith("interpolated_position_embeddings")
+        value = np.asarray(body.embeddings.position_embeddings if is_interpolated else source)
         if value.shape != variable.shape:
             if patch is None or "position_embedding" not in name:
                 raise ModelError(

@@ -15,6 +15,8 @@ from tunekit.models.backbone import Backbone
 from tunekit.models.spec import BackboneSpec
 from tunekit.models.torch_weights import read_json
 
+_HUGGINGFACE = "hf://"
+
 
 def load_backbone(
     source: str | Path | keras.Model, spec: BackboneSpec, *, seed: int = 0
@@ -23,8 +25,8 @@ def load_backbone(
 
     Args:
         source: a bundled name, a KerasHub preset (name, handle or folder), a Hugging Face or timm
-            folder, "keras.applications:Name", a ``.keras`` file, or a functional keras.Model,
-            which is copied.
+            folder, "hf://owner/name", "keras.applications:Name", a ``.keras`` file, or a
+            functional keras.Model, which is copied.
         spec: image size, precision, pretrained or not; its `name` is not read.
         seed: of the weights when ``spec.pretrained`` is False.
 
@@ -50,7 +52,7 @@ def _load(source: str | Path | keras.Model, spec: BackboneSpec, seed: int) -> Ba
     if name.startswith(applications.PREFIX):
         name = name.removeprefix(applications.PREFIX)
         return applications.load_application(name, spec, seed=seed)
-    path = Path(name).expanduser()
+    path = _snapshot(name) if name.startswith(_HUGGINGFACE) else Path(name).expanduser()
     if path.is_dir():
         return _load_folder(path, spec, seed)
     if path.is_file() and path.suffix == ".keras":
@@ -59,6 +61,21 @@ def _load(source: str | Path | keras.Model, spec: BackboneSpec, seed: int) -> Ba
     if "://" not in name and (isinstance(source, Path) or "/" in name or name.startswith(".")):
         raise ModelError(f"there is no folder and no .keras file at {path}.")
     return hub.load_preset(name, spec, seed=seed)
+
+
+def _snapshot(name: str) -> Path:
+    """The folder of "hf://owner/name", fetched once: KerasHub would drop its preprocessing."""
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.h5"]
+    try:
+        return Path(snapshot_download(name.removeprefix(_HUGGINGFACE), allow_patterns=wanted))
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        raise ModelError(
+            f"'{name}' cannot be fetched from Hugging Face ({cause}). Expected "
+            f"{_HUGGINGFACE}owner/name; a folder downloaded earlier can be given instead."
+        ) from error
 
 
 def _load_folder(folder: Path, spec: BackboneSpec, seed: int) -> Backbone:

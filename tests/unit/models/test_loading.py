@@ -16,6 +16,7 @@ from tunekit.models import bundled, hub
 from tunekit.models.backbone import Backbone
 from tunekit.models.labels import class_labels, distinct
 from tunekit.models.loading import load_backbone
+from tunekit.models.positions import resize_positions
 from tunekit.models.spec import BackboneSpec
 
 PHOTOS = Path(sklearn.datasets.__file__).parent / "images"
@@ -94,6 +95,30 @@ def test_resizing_a_vit_interpolates_its_positions_and_keeps_the_rest() -> None:
     back = hub.resized(body, (32, 32))
     images = np.ones((1, 32, 32, 3), np.float32)
     assert np.array_equal(np.asarray(back(images)), np.asarray(body(images)))
+
+
+def test_resizing_dinov2_interpolates_the_positions_of_its_pretraining() -> None:
+    body = hub.keras_hub().models.DINOV2Backbone(
+        patch_size=8,
+        num_layers=1,
+        hidden_dim=8,
+        num_heads=2,
+        intermediate_dim=16,
+        image_shape=(24, 24, 3),
+        position_embedding_shape=(40, 40),
+    )
+    table = np.asarray(body.embeddings.position_embeddings)[0]
+    smaller = hub.resized(body, (24, 24))
+    expected = resize_positions(table, (3, 3), prefix=1, antialias=False)
+    # The equation of torch's kernel, not that of Keras' resize.
+    got = np.asarray(smaller.embeddings.interpolated_position_embeddings)[0]
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert not np.allclose(got, np.asarray(body.embeddings.interpolated_position_embeddings)[0])
+
+
+def test_a_name_that_is_no_hugging_face_handle_is_refused() -> None:
+    with pytest.raises(ModelError, match="'hf://a/b/c' cannot be fetched .* hf://owner/name"):
+        load_backbone("hf://a/b/c", BackboneSpec())
 
 
 def test_an_image_that_is_no_whole_number_of_patches_is_refused() -> None:
