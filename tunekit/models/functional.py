@@ -39,8 +39,7 @@ class Cut:
 def load_model(model: keras.Model, spec: BackboneSpec, *, seed: int) -> Backbone:
     """Returns a copy of `model` without its classifier; `model` itself stays as it was.
 
-    The copy takes pixels 0..255 where nothing says otherwise: a KerasHub task brings its image
-    converter, any other model is believed to scale its own inputs.
+    The copy takes pixels 0..255: the model is believed to scale its own inputs.
 
     Raises:
         ModelError: `model` is not functional, or does not map one image to one tensor.
@@ -48,7 +47,7 @@ def load_model(model: keras.Model, spec: BackboneSpec, *, seed: int) -> Backbone
     _check(model)
     preprocessing = _preprocessing(model, spec)
     copy = _copy(model, preprocessing.image_size_px, spec, seed)
-    body, head = cut_off_head(copy, labels_from="")
+    body, head = cut_off_head(copy, labels_from=None)
     return hub.as_backbone(
         body,
         preprocessing,
@@ -59,7 +58,7 @@ def load_model(model: keras.Model, spec: BackboneSpec, *, seed: int) -> Backbone
 
 
 def cut_off_head(
-    model: keras.Model, *, labels_from: str
+    model: keras.Model, *, labels_from: str | None
 ) -> tuple[keras.Model, PretrainedHead | None]:
     """Returns `model` up to its features, on the same layers, and the classifier it had."""
     cut = find_cut(model)
@@ -113,9 +112,6 @@ def _preprocessing(model: keras.Model, spec: BackboneSpec) -> ImagePreprocessing
     height, width = model.inputs[0].shape[1:3]
     native = None if height is None or width is None else (height, width)
     size = hub.image_size(spec, native or (224, 224))
-    converter = getattr(getattr(model, "preprocessor", None), "image_converter", None)
-    if converter is not None:
-        return hub.read_converter(converter, native).with_size(size)
     # As keras.utils.image_dataset_from_directory prepares images.
     return ImagePreprocessing(size, resize="squash", interpolation="bilinear")
 

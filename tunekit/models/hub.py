@@ -93,6 +93,40 @@ def load_preset(name: str, spec: BackboneSpec, *, seed: int) -> Backbone:
     )
 
 
+def is_object(model: keras.Model) -> bool:
+    """Returns whether `model` is a backbone or classifier of KerasHub."""
+    return type(model).__module__.startswith("keras_hub.")
+
+
+def load_object(model: keras.Model, spec: BackboneSpec, *, seed: int) -> Backbone:
+    """Returns a copy of a KerasHub backbone, or of a classifier's; `model` stays as it was.
+
+    It is copied whole, by its own configuration: that of some of its layers is not complete
+    (KerasHub 0.32, ViTPatchingAndEmbedding). Without a preprocessor it takes pixels 0..255.
+
+    Raises:
+        ModelError: it gives no image features, or cannot take the image size asked for.
+    """
+    body: Any = getattr(model, "backbone", model)
+    native = _input_size(body)
+    converter = getattr(getattr(model, "preprocessor", None), "image_converter", None)
+    if converter is None:
+        preprocessing = ImagePreprocessing(
+            native or (224, 224), resize="squash", interpolation="bilinear"
+        )
+    else:
+        preprocessing = read_converter(converter, native)
+    with without_values() if spec.pretrained else seeded(seed):
+        copy = type(body).from_config({**body.get_config(), "dtype": spec.dtype})
+    if spec.pretrained:
+        for ours, theirs in zip(copy.variables, body.variables, strict=True):
+            ours.assign(theirs.value)
+    size = image_size(spec, preprocessing.image_size_px)
+    copy = resized(copy, size) if native not in (None, size) else copy
+    head = _head(model, None) if spec.pretrained else None
+    return as_backbone(copy, preprocessing.with_size(size), source=model.name, head=head)
+
+
 def image_size(spec: BackboneSpec, default: tuple[int, int]) -> tuple[int, int]:
     """Returns the (height, width) that `spec` asks for, `default` where it asks for none."""
     size = spec.image_size
@@ -239,7 +273,7 @@ def read_converter(converter: Any, native: tuple[int, int] | None) -> ImagePrepr
     )
 
 
-def _head(task: keras.Model, name: str) -> PretrainedHead | None:
+def _head(task: keras.Model, name: str | None) -> PretrainedHead | None:
     dense = getattr(task, "output_dense", None)
     # A ViT "pre_logits" layer between pooling and logits makes the head more than one matrix.
     if dense is None or getattr(task, "intermediate_dim", None) is not None:

@@ -11,7 +11,7 @@ from tunekit.errors import ModelError
 from tunekit.models import bundled
 
 
-def class_labels(source: str | Path, count: int) -> tuple[str, ...]:
+def class_labels(source: str | Path | None, count: int) -> tuple[str, ...]:
     """Returns a name for each of the `count` classes of a classifier read from `source`.
 
     A folder may name them in its ``labels.json``. Otherwise a classifier of 1,000 classes is
@@ -20,8 +20,8 @@ def class_labels(source: str | Path, count: int) -> tuple[str, ...]:
     Raises:
         ModelError: ``labels.json`` names another number of classes.
     """
-    own = Path(source) / "labels.json"
-    if own.is_file():
+    own = None if source is None else Path(source) / "labels.json"
+    if own is not None and own.is_file():
         named = json.loads(own.read_text())
         if len(named) != count:
             raise ModelError(f"{own} names {len(named)} labels; the classifier has {count}.")

@@ -44,6 +44,8 @@ def load_backbone(
 
 
 def _load(source: str | Path | keras.Model, spec: BackboneSpec, seed: int) -> Backbone:
+    if isinstance(source, keras.Model) and hub.is_object(source):
+        return hub.load_object(source, spec, seed=seed)
     if isinstance(source, keras.Model):
         return functional.load_model(source, spec, seed=seed)
     name = str(source)

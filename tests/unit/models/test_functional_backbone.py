@@ -6,6 +6,7 @@ import pytest
 from keras import layers
 
 from tunekit.errors import ModelError
+from tunekit.models import hub
 from tunekit.models.functional import find_cut
 from tunekit.models.loading import load_backbone
 from tunekit.models.spec import BackboneSpec
@@ -140,3 +141,38 @@ def test_inputs_that_are_no_images_are_refused() -> None:
     flat = keras.Input((4,))
     with pytest.raises(ModelError, match=r"expected images \(None, H, W, 3\)"):
         load_backbone(keras.Model(flat, layers.Dense(2)(flat)), BackboneSpec())
+
+
+def vit() -> keras.Model:
+    return hub.keras_hub().models.ViTBackbone(
+        image_shape=(16, 16, 3),
+        patch_size=8,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        mlp_dim=8,
+    )
+
+
+def test_a_keras_hub_backbone_is_copied_with_its_class_token_known() -> None:
+    model = vit()
+    backbone = load_backbone(model, BackboneSpec())
+    assert (backbone.family, backbone.features, backbone.prefix_tokens) == ("vit", "tokens", 1)
+    np.testing.assert_array_equal(backbone.keras(IMAGES), model(IMAGES))
+    assert not {id(v) for v in model.variables} & {id(v) for v in backbone.keras.variables}
+
+
+def test_a_keras_hub_backbone_takes_another_image_size_and_precision() -> None:
+    spec = BackboneSpec(image_size=32, dtype="mixed_bfloat16")
+    backbone = load_backbone(vit(), spec)
+    assert backbone.keras.output_shape == (None, 17, 8)
+    assert backbone.keras(np.zeros((1, 32, 32, 3))).dtype == "bfloat16"
+
+
+def test_a_keras_hub_classifier_brings_its_head() -> None:
+    model = hub.keras_hub().models.ViTImageClassifier(vit(), num_classes=3)
+    backbone = load_backbone(model, BackboneSpec())
+    head = backbone.pretrained_head
+    assert head is not None and head.pooling == "token" and head.labels == ("0", "1", "2")
+    logits = np.asarray(backbone.keras(IMAGES))[:, 0] @ head.kernel + head.bias
+    np.testing.assert_allclose(logits, model(IMAGES), atol=1e-5)
