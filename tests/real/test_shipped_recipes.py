@@ -1,0 +1,108 @@
+"""Every shipped recipe: valid as it stands, and trained for two steps a phase when shrunk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tunekit.finetune import run
+from tunekit.models import bundled
+from tunekit.models.hub import keras_hub, tensorflow_hidden
+from tunekit.recipe import Recipe
+from tunekit.shipped import shipped_recipes
+
+STEPS = 2
+SIDE = 32
+NAMES = sorted(shipped_recipes())
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve images in folders of two classes, and a table that gives them several labels."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    rows = ["image,label"]
+    for index in range(12):
+        label = ("cat", "dog")[index % 2]
+        file = folder / label / f"{index}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(file)
+        rows.append(f"{label}/{index}.png,{label}{'|outdoors' if index % 3 else ''}")
+    (folder / "photos.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def twin(preset: str, folder: Path) -> Path:
+    """Writes a tiny network of a preset's family: the preset itself is fetched over the network.
+
+    Raises:
+        KeyError: a recipe names a family that has no twin yet; add one.
+    """
+    models = keras_hub().models
+    build = {
+        "resnet": lambda: models.ResNetBackbone(
+            input_conv_filters=[8],
+            input_conv_kernel_sizes=[7],
+            stackwise_num_filters=[64, 64, 64, 64],
+            stackwise_num_blocks=[1, 1, 1, 2],
+            stackwise_num_strides=[1, 2, 2, 2],
+            block_type="bottleneck_block",
+            image_shape=(SIDE, SIDE, 3),
+        ),
+        "vit": lambda: models.ViTBackbone(
+            image_shape=(SIDE, SIDE, 3),
+            patch_size=16,
+            num_layers=2,
+            num_heads=2,
+            hidden_dim=16,
+            mlp_dim=32,
+        ),
+    }
+    body = build[preset.partition("_")[0]]()
+    with tensorflow_hidden():
+        body.save_to_preset(str(folder))
+    return folder
+
+
+def shrunk(name: str, photos: Path, folder: Path) -> Recipe:
+    """The recipe on small images, with two steps a phase; everything else as it is shipped."""
+    shipped = Recipe.load(name)
+    table = shipped.task.multi_label is True
+    overrides = [
+        f"data.path={photos / 'photos.csv' if table else photos}",
+        f"backbone.image_size={SIDE}",
+        "batch.size=4",
+        "runtime.progress=none",
+    ]
+    if shipped.backbone.name not in bundled.names():
+        overrides.append(f"backbone.name={twin(shipped.backbone.name, folder)}")
+    for index in range(len(shipped.plan)):
+        overrides += [f"plan.{index}.epochs=null", f"plan.{index}.steps={STEPS}"]
+    return Recipe.load(name, overrides)
+
+
+# Keras' own saving converts variables in the way that NumPy 2 deprecates.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_recipe_trains_when_shrunk(name: str, photos: Path, tmp_path: Path) -> None:
+    recipe = shrunk(name, photos, tmp_path)
+    result = run(recipe)
+    assert [row["phase"] for row in result.history] == list(range(len(recipe.plan)))
+    assert result.history[-1]["step"] == STEPS * len(recipe.plan)
+    assert np.isfinite([row["loss"] for row in result.history]).all()
+    labels = {"cat", "dog", "outdoors"} if recipe.task.multi_label is True else {"cat", "dog"}
+    assert set(result.predict(photos / "cat" / "0.png")[0].probabilities) == labels
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_recipe_opens_with_its_command_and_result(name: str) -> None:
+    about, command, result = shipped_recipes()[name].path.read_text().splitlines()[:3]
+    assert about.startswith("# ") and result.startswith("# result: ")
+    assert command.startswith(f"# tunekit run {name} data.path=")
+
+
+def test_recipes_are_shipped() -> None:
+    assert {"vision/linear_probe", "vision/full", "vision/vit"} <= set(NAMES)
