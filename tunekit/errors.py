@@ -70,6 +70,13 @@ class RecipeError(TunekitError, ValueError):
         super().__init__("\n".join([f"the recipe has {count}:", *lines]))
 
 
+def near_matches(word: str, options: Iterable[str]) -> list[str]:
+    """Returns up to three of the options that are spelt like `word`, the nearest first."""
+    by_lowercase = {option.lower(): option for option in options}
+    near = difflib.get_close_matches(word.lower(), list(by_lowercase), n=3, cutoff=0.6)
+    return [by_lowercase[name] for name in near]
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Returns `` Did you mean 'x'?`` for the options nearest to `word`, or an empty string.
 
@@ -77,9 +84,5 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
         word: what the user wrote.
         options: what would have been accepted.
     """
-    by_lowercase = {option.lower(): option for option in options}
-    near = difflib.get_close_matches(word.lower(), list(by_lowercase), n=3, cutoff=0.6)
-    if not near:
-        return ""
-    quoted = [f"'{by_lowercase[name]}'" for name in near]
-    return f" Did you mean {' or '.join(quoted)}?"
+    quoted = [f"'{name}'" for name in near_matches(word, options)]
+    return f" Did you mean {' or '.join(quoted)}?" if quoted else ""

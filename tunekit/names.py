@@ -77,7 +77,7 @@ def _walk(layer: keras.Layer, name: str, seen: set[int]) -> Iterator[tuple[str, 
     yield name, layer
     taken: set[str] = set()
     for child in layer._layers:
-        leaf = _numbered(_canonical(child), taken)
+        leaf = _numbered(canonical_name(child), taken)
         yield from _walk(child, f"{name}/{leaf}" if name else leaf, seen)
 
 
@@ -88,8 +88,8 @@ def _own_variables(layer: keras.Layer) -> Iterator[keras.Variable]:
         yield generator.state
 
 
-def _canonical(layer: keras.Layer) -> str:
-    """The layer's name, less the counter of an automatic one."""
+def canonical_name(layer: keras.Layer) -> str:
+    """Returns the layer's name, less the counter of an automatic one."""
     automatic = to_snake_case(type(layer).__name__)
     if re.fullmatch(rf"{re.escape(automatic)}_\d+", layer.name):
         return automatic

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from tunekit.errors import SelectionError, did_you_mean
+from tunekit.errors import SelectionError, did_you_mean, near_matches
 
 T = TypeVar("T")
 
@@ -66,12 +66,20 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
 
 
 def _near(pattern: str, names: list[str]) -> str:
-    """Says which names begin like `pattern`, with its own ending: 'head/.*' -> 'heads/.*'."""
-    first, slash, rest = pattern.partition("/")
-    starts = {name.partition("/")[0] for name in names}
-    if slash and first not in starts:
-        for start in sorted(starts):
-            if did_you_mean(first, [start]):
-                count = sum(name.startswith(start + "/") for name in names)
-                return f" Did you mean '{start}/{rest}'? {count} begin with '{start}/'."
+    """Mends the first part of `pattern` that no name has: 'head/.*' -> 'heads/.*'."""
+    parts = pattern.split("/")
+    split = [name.split("/") for name in names]
+    for depth, part in enumerate(parts):
+        split = [name for name in split if len(name) > depth and name[:depth] == parts[:depth]]
+        here = sorted({name[depth] for name in split})
+        if part in here:
+            continue
+        if near := near_matches(part, here):
+            start = "/".join([*parts[:depth], near[0]])
+            mended = "/".join([start, *parts[depth + 1 :]])
+            count = sum(name[depth] == near[0] for name in split)
+            verb = "begins" if count == 1 else "begin"
+            start += "/" if depth + 1 < len(parts) else ""
+            return f" Did you mean '{mended}'? {count} {verb} with '{start}'."
+        break
     return did_you_mean(pattern, names) or f" The first of {len(names)} names is {names[0]!r}."

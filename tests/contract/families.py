@@ -63,7 +63,7 @@ def dinov2() -> keras.Model:
         use_mask_token=False,
         use_swiglu_ffn=False,
         dropout_rate=0.0,
-        drop_path_rate=0.1,
+        drop_path_rate=0.0,
         image_shape=(SIDE_PX, SIDE_PX, 3),
         position_embedding_shape=(SIDE_PX, SIDE_PX),
     )
@@ -91,12 +91,13 @@ def _loaded(build: Callable[[], keras.Model]) -> Callable[[], Model]:
     def load() -> Model:
         model = load_model(build(), labels=LABELS)
         rng = np.random.default_rng(0)
-        roles = model.weight_names()
-        for name, variable in model.variables().items():
+        for variable in model.variables().values():
             # Fresh values that do not depend on the process: Keras draws from a global seed.
-            if name in roles and len(variable.shape) > 1:
+            if variable.dtype == "float32" and len(variable.shape) > 1:
                 fan_in = max(int(np.prod(variable.shape[:-1])), 1)
                 variable.assign(rng.normal(size=variable.shape) * (1.5 / fan_in) ** 0.5)
+            elif variable.name == "bias":  # random too in KerasHub's ViT
+                variable.assign(np.zeros(variable.shape))
         return model
 
     return load

@@ -81,8 +81,9 @@ def test_what_is_frozen_is_bit_identical_and_what_trains_moves(family, method):
 
 
 def _gets_gradient(name: str) -> bool:
-    """All but a bias before a norm or a softmax, whose gradient is zero by construction."""
-    return not name.endswith(("key/bias", "key_dense/bias")) and "conv" not in name
+    """All but what cannot: a bias before a norm or a softmax, and DINOv2's uninterpolated table."""
+    unmoved = ("key/bias", "key_dense/bias", "conv2d/bias", "embeddings/position_embeddings")
+    return not name.endswith(unmoved)
 
 
 @every_family

@@ -22,6 +22,14 @@ def test_a_pattern_that_matches_nothing_is_an_error_with_the_near_start():
         Rules((("head/.*", 1.0),), default=0.0).resolve(NAMES)
 
 
+def test_the_part_of_a_pattern_that_is_wrong_is_mended():
+    expected = (
+        r"'heads/lable/\.\*' .* Did you mean 'heads/label/\.\*'\? 2 begin with 'heads/label/'"
+    )
+    with pytest.raises(SelectionError, match=expected):
+        matching("heads/lable/.*", NAMES)
+
+
 def test_an_uncovered_name_without_a_default_is_an_error():
     with pytest.raises(SelectionError, match=r"no rule covers 'backbone/stem/kernel'"):
         Rules((("heads/.*", 1.0),)).resolve(NAMES)

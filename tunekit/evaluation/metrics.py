@@ -41,7 +41,7 @@ def classification_metrics(
         labels: [N] class numbers; several labels: [N, C] of 0 and 1.
         label_names: C names.
         multi_label: several labels an image.
-        top_k: an image counts where its label is among this many.
+        top_k: an image counts where its label is among this many; `None` of at most k classes.
 
     Raises:
         DataError: no examples, or labels that do not fit the logits.
@@ -81,11 +81,13 @@ def _one_label(
 ) -> dict[str, Any]:
     predicted, probabilities = logits.argmax(axis=1), softmax(logits, axis=1)
     first_k = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
+    in_first_k = (first_k == labels[:, None]).any(axis=1)
     correct = predicted == labels
     return {
         "loss": float(-log_softmax(logits, axis=1)[targets].mean()),
         "accuracy": float(correct.mean()),
-        "top_k_accuracy": float((first_k == labels[:, None]).any(axis=1).mean()),
+        # Among k of at most k classes every label is: no measure of anything.
+        "top_k_accuracy": float(in_first_k.mean()) if top_k < logits.shape[1] else None,
         "auc": _macro(roc_auc_score, targets, probabilities),
         "expected_calibration_error": expected_calibration_error(
             probabilities.max(axis=1), correct

@@ -25,7 +25,7 @@ from tunekit.models.labels import class_labels
 from tunekit.models.positions import resize_positions
 from tunekit.models.preprocessing import ImagePreprocessing
 from tunekit.models.spec import BackboneSpec
-from tunekit.names import structural_names
+from tunekit.names import canonical_name, structural_names
 
 
 @contextmanager
@@ -117,7 +117,9 @@ def load_object(model: keras.Model, spec: BackboneSpec, *, seed: int) -> Backbon
     else:
         preprocessing = read_converter(converter, native)
     with without_values() if spec.pretrained else seeded(seed):
-        copy = type(body).from_config({**body.get_config(), "dtype": spec.dtype})
+        # DINOv2 names its layers after the model, whose automatic name counts up.
+        own = {"dtype": spec.dtype, "name": canonical_name(body)}
+        copy = type(body).from_config({**body.get_config(), **own})
     if spec.pretrained:
         for ours, theirs in zip(copy.variables, body.variables, strict=True):
             ours.assign(theirs.value)

@@ -46,14 +46,6 @@ class ImageClassification:
     top_k: int = 5
     """The k of top-k accuracy."""
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the numbers an evaluation gives, the main one first."""
-        single = ("accuracy", "top_k_accuracy", "precision_macro", "recall_macro", "f1_macro")
-        multi = ("accuracy", "mean_average_precision", "f1_micro", "f1_macro")
-        chosen = multi if self.multi_label else single
-        return (*chosen, "auc", "expected_calibration_error", "loss")
-
     @classmethod
     def bind(
         cls, spec: TaskSpec, source: Source, augment: AugmentSpec | None = None

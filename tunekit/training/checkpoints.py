@@ -40,12 +40,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
+                best_fn=_score,  # Without it the scores below are not written.
                 preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(
                     [
                         ocp.checkpoint_managers.LatestN(keep),
-                        ocp.checkpoint_managers.BestN(
-                            get_metric_fn=lambda metrics: metrics["score"], n=1
-                        ),
+                        ocp.checkpoint_managers.BestN(get_metric_fn=_score, n=1),
                     ]
                 ),
                 # The step donates the arrays that a background write would still be reading.
@@ -131,6 +130,10 @@ class Checkpoints:
                 f"{'; '.join(differences)}. Resume with the same recipe and data, or choose "
                 "another runtime.out."
             )
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return metrics["score"]
 
 
 def _zeros(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Values:

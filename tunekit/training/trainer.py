@@ -92,7 +92,8 @@ class Trainer:
         finally:
             self.reporter.close()
         best = state.best if self.runtime.restore_best else None
-        self.forward.assign(state.moved(averaged=True) | (best or {}))
+        # What the best evaluation had not moved yet is in the model as it was then.
+        self.forward.assign(state.moved(averaged=True) if best is None else best)
         return Trained(
             state.progress.history, len(self._compiled), self._compile_seconds, state.progress.step
         )

@@ -10,7 +10,6 @@ from sklearn import metrics as sk
 
 from tunekit.errors import DataError, ModelError
 from tunekit.evaluation.metrics import classification_metrics, expected_calibration_error
-from tunekit.tasks.image_classification import ImageClassification
 
 NAMES = ("cat", "dog", "emu", "fox")
 RNG = np.random.default_rng(0)
@@ -111,8 +110,8 @@ def test_multi_label_classes_without_a_positive_are_left_out():
     assert many(np.zeros_like(MANY))["mean_average_precision"] is None
 
 
-def test_top_k_beyond_the_number_of_classes_counts_everything():
-    assert one(top_k=9)["top_k_accuracy"] == 1.0
+def test_top_k_accuracy_of_at_most_k_classes_says_nothing():
+    assert one(top_k=9)["top_k_accuracy"] is None
 
 
 def test_top_one_is_accuracy_even_where_logits_tie():
@@ -149,13 +148,6 @@ def test_one_label_calibration_is_of_the_predicted_class():
 def test_metrics_are_strict_json(compute):
     found = compute()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-
-
-@pytest.mark.parametrize("multi_label", [False, True])
-def test_every_metric_a_task_announces_is_computed(multi_label):
-    task = ImageClassification(NAMES, multi_label=multi_label)
-    found = many() if multi_label else one()
-    assert set(task.metrics) <= set(found)
 
 
 def test_no_examples_is_an_error():

@@ -234,3 +234,41 @@ def test_bfloat16_weights_train_on_float32_masters():
     after = weights(model)["block1/norm/gamma"].astype(np.float32)
     assert np.abs(after - before).max() > 2**-6
     assert small_forward(model).variables["block1/norm/gamma"].dtype == "bfloat16"
+
+
+def test_the_best_weights_of_an_earlier_phase_come_back_whole():
+    model = small_model()
+    scores = iter([0.5, 0.9, 0.8, 0.7])
+    seen = []
+
+    def evaluate(values):
+        seen.append({name: np.array(value) for name, value in values.items()})
+        return {"accuracy": next(scores), "loss": 1.0}
+
+    later = Phase(train="block1/.*", epochs=2, learning_rate=0.05, warmup="0%")
+    small_trainer(model, [HEAD, later], evaluate=evaluate, runtime=RuntimeSpec()).fit()
+    assert_equal({name: seen[1][name] for name in weights(model)}, weights(model))
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept_also_after_resuming(tmp_path):
+    plan = [Phase(train=".*", epochs=8, learning_rate=0.05, warmup="0%")]
+    scores = [0.1, 0.9, 0.2, 0.3, 0.3, 0.2, 0.1, 0.4]
+
+    def tune(batches, *, resume):
+        runtime = RuntimeSpec(out=str(tmp_path), resume=resume)
+        left = iter(scores[4:] if resume else scores)
+        small_trainer(
+            small_model(),
+            plan,
+            runtime=runtime,
+            batches=batches,
+            checkpoints=checkpoints(tmp_path),
+            evaluate=lambda values: {"accuracy": next(left), "loss": 1.0},
+        ).fit()
+
+    with pytest.raises(OSError, match="killed"):
+        tune(StopsAfter(13, OSError("killed")), resume=False)
+    tune(Rows(), resume=True)
+    # Three steps a pass: the best was the second, the newest are the seventh and the eighth.
+    kept = sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
+    assert kept == [6, 21, 24]
