@@ -25,9 +25,10 @@ class Batches:
     """Batches of a source, epoch by epoch.
 
     A batch has the columns of `encode`, stacked, and "weight" float32 [B] and "index" int32 [B]
-    (place in the source). The last batch of an epoch is filled with copies of its first row, of
-    weight 0. Batches depend on the source, the seed and the epoch alone: not on `workers`, nor on
-    the step an epoch is started from.
+    (place in the source). The last batch of an epoch is filled with the epoch's first examples, of
+    weight 0: copies of one example would distort the statistics of a BatchNorm. Batches depend on
+    the source, the seed and the epoch alone: not on `workers`, nor on the step an epoch is started
+    from.
     """
 
     source: Source | UnlabelledImages
@@ -62,19 +63,21 @@ class Batches:
                 sampling is asked of several labels per example.
         """
         order = self.order(epoch)
-        first = min(start_step * self.batch_size, len(order))
+        first = min(start_step, self.steps_per_epoch) * self.batch_size
 
         def load(position: int) -> Columns:
             rng = None
             if self.shuffle:
                 rng = np.random.default_rng((self.seed, _EXAMPLE, epoch, position))
-            return self._load(int(order[position]), rng)
+            weight = np.asarray(position < len(order), np.float32)
+            return {"weight": weight, **self._load(int(order[position % len(order)]), rng)}
 
         threads = (os.cpu_count() or 1) if self.workers is None else self.workers
         ahead = max(threads, self.prefetch * self.batch_size)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-        rows = grain.MapDataset.range(first, len(order)).map(load).to_iter_dataset(options)
-        return _closing(iter(rows.batch(self.batch_size, batch_fn=self._stack)))
+        last = self.steps_per_epoch * self.batch_size
+        rows = grain.MapDataset.range(first, last).map(load).to_iter_dataset(options)
+        return _closing(iter(rows.batch(self.batch_size, batch_fn=_stack)))
 
     def order(self, epoch: int) -> np.ndarray:
         """Returns the index in the source of each example of an epoch, in order: int [N]."""
@@ -95,13 +98,11 @@ class Batches:
             if not isinstance(error, TunekitError):
                 error.add_note(f"while reading {example['id']}")
             raise
-        return {**columns, "weight": np.ones((), np.float32), "index": np.array(index, np.int32)}
+        return {**columns, "index": np.array(index, np.int32)}
 
-    def _stack(self, rows: Sequence[Columns]) -> Columns:
-        missing = self.batch_size - len(rows)
-        padding = {**rows[0], "weight": np.zeros((), np.float32)}
-        padded = [*rows, *[padding] * missing]
-        return {name: _stack_column(name, [row[name] for row in padded]) for name in rows[0]}
+
+def _stack(rows: Sequence[Columns]) -> Columns:
+    return {name: _stack_column(name, [row[name] for row in rows]) for name in rows[0]}
 
 
 def _stack_column(name: str, values: list[np.ndarray]) -> np.ndarray:

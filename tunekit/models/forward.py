@@ -16,15 +16,19 @@ import keras
 
 from tunekit.models.cpu_convolution import cpu_convolutions
 from tunekit.models.intercept import (
+    Call,
     Wrap,
-    ignoring_trainable_flag,
     in_inference_mode,
     intercept,
+    with_attributes,
 )
 from tunekit.names import Role, layer_names, structural_names, variable_roles
 
 Values = dict[str, jax.Array]
 Outputs = object
+
+LARGEST_MOMENTUM = 0.9
+"""Of BatchNorm's running statistics while they train: PyTorch's default, about ten batches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +137,8 @@ class Forward:
                 continue
             if not any(name in trainable for name in self._deciding(layer, owned, names)):
                 wraps[layer] = in_inference_mode
-            elif not layer.trainable:
-                wraps[layer] = functools.partial(ignoring_trainable_flag, layer)
+            elif isinstance(layer, keras.layers.BatchNormalization):
+                wraps[layer] = functools.partial(_training_batch_norm, layer)
         return wraps
 
     def _deciding(
@@ -146,6 +150,17 @@ class Forward:
             if affine:
                 return affine
         return self.group_of(owned[0])
+
+
+def _training_batch_norm(layer: keras.layers.BatchNormalization, call: Call) -> Call:
+    """BatchNorm in training mode, whose statistics keep up with a short run.
+
+    It obeys ``layer.trainable`` (``_trainable`` behind the property, Keras 3.15), which says
+    nothing here. At the momentum of 0.99 that Keras' networks have, the statistics of inference
+    are hundreds of steps old, and a run that learns well evaluates like noise.
+    """
+    momentum = min(layer.momentum, LARGEST_MOMENTUM)
+    return with_attributes(layer, call, _trainable=True, momentum=momentum)
 
 
 def _own_moding_variables(layer: keras.Layer) -> list[keras.Variable]:

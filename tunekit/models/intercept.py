@@ -49,19 +49,18 @@ def in_inference_mode(call: Call) -> Call:
     return inference_call
 
 
-def ignoring_trainable_flag(layer: keras.Layer, call: Call) -> Call:
-    """Returns `call` with ``layer.trainable`` true: BatchNorm obeys that flag and not its mode.
+def with_attributes(layer: keras.Layer, call: Call, **attributes: Any) -> Call:
+    """Returns `call` during which `layer` has these attributes.
 
-    Sets the private ``_trainable`` behind the property, as of Keras 3.15; the property itself
-    would pass the flag on to the layer's variables.
+    They are set behind Keras' setters, which would pass a flag on to variables, or track values.
     """
 
-    def trainable_call(*args: Any, **kwargs: Any) -> Any:
-        flag = layer._trainable
-        object.__setattr__(layer, "_trainable", True)
+    def changed_call(*args: Any, **kwargs: Any) -> Any:
+        before = {name: layer.__dict__[name] for name in attributes}
+        layer.__dict__.update(attributes)
         try:
             return call(*args, **kwargs)
         finally:
-            object.__setattr__(layer, "_trainable", flag)
+            layer.__dict__.update(before)
 
-    return trainable_call
+    return changed_call

@@ -87,6 +87,16 @@ def test_a_training_pass_reports_new_statistics_and_leaves_the_model_alone(image
     np.testing.assert_array_equal(before, model.get_layer("norm").moving_mean.value)
 
 
+@pytest.mark.parametrize(("momentum", "used"), [(0.99, 0.9), (0.5, 0.5)])
+def test_statistics_keep_up_with_a_short_run(momentum, used):
+    layer = keras.layers.BatchNormalization(momentum=momentum, name="norm")
+    forward = Forward.of(keras.Sequential([keras.Input((2,)), layer]))
+    rows = np.array([[1.0, 2.0], [3.0, 6.0]], np.float32)
+    _, updates = forward(forward.values(), rows, training=True, trainable={"norm/gamma"})
+    np.testing.assert_allclose(updates["norm/moving_mean"], (1 - used) * rows.mean(0), rtol=1e-5)
+    assert layer.momentum == momentum
+
+
 def test_interception_ends_with_its_block_also_after_an_error(images):
     layer = convolutional_model().get_layer("pointwise")
     with pytest.raises(OSError), intercept({layer: lambda call: lambda x: 1 / 0}):
