@@ -13,7 +13,7 @@ import keras
 from tunekit.data.pipeline import Batches
 from tunekit.data.source import Source, Splits, open_data
 from tunekit.data.spec import AugmentSpec
-from tunekit.errors import Issue, ModelError, RecipeError
+from tunekit.errors import CheckpointError, Issue, ModelError, RecipeError
 from tunekit.evaluation.evaluate import collect_logits
 from tunekit.evaluation.metrics import classification_metrics
 from tunekit.methods.spec import DEFAULT_TRAIN, MethodName
@@ -26,7 +26,7 @@ from tunekit.plans.selection import resolve_selection
 from tunekit.recipe import Recipe
 from tunekit.recipe_keywords import IN_MEMORY
 from tunekit.report.run import run_report
-from tunekit.result import RUN_FOLDER, Result
+from tunekit.result import MODEL_FILE, RUN_FOLDER, Result
 from tunekit.tasks.image_classification import ImageClassification
 from tunekit.training.checkpoints import Checkpoints
 from tunekit.training.progress import reporter
@@ -116,7 +116,7 @@ def finetune(
         >>> result = finetune("efficientnet_lite0", "photos/", method="head", epochs=3)
         >>> result.metrics["accuracy"]
     """
-    recipe = Recipe.from_keywords(**{k: v for k, v in locals().items()})
+    recipe = Recipe.from_keywords(**locals())
     named = isinstance(model, (str, Path))
     return run(
         recipe,
@@ -137,7 +137,8 @@ def run(recipe: Recipe, *, model: Model | keras.Model | None = None, data: Any =
         RecipeError: the recipe names no data, or stops early without validation data.
         DataError: everything that is wrong with the data, at once.
         ModelError: the model cannot be loaded.
-        CheckpointError: the checkpoints to resume from belong to another run.
+        CheckpointError: the checkpoints to resume from belong to another run, or there are some of
+            an unfinished run and it is not to be resumed.
     """
     since = time.perf_counter()
     _check_named(recipe, model, data)
@@ -319,10 +320,18 @@ def _check_stopping(recipe: Recipe, splits: Splits) -> None:
 def _checkpoints(recipe: Recipe, splits: Splits) -> Checkpoints | None:
     if recipe.runtime.out is None or recipe.runtime.checkpoint_every is None:
         return None
+    out = Path(recipe.runtime.out).expanduser()
+    folder = out / RUN_FOLDER
+    unfinished = folder.is_dir() and any(folder.iterdir()) and not (out / MODEL_FILE).exists()
+    if unfinished and not recipe.runtime.resume:
+        raise CheckpointError(
+            f"{out} holds the checkpoints of a run that has not ended. Go on with it by "
+            f"resume=True (tunekit run --resume), choose another folder, or delete {folder}."
+        )
     tree = recipe.model_dump(mode="json", exclude={"runtime", "data"})
     data = {f"{name} data": source.fingerprint for name, source in splits.items()}
     return Checkpoints(
-        Path(recipe.runtime.out).expanduser() / RUN_FOLDER,
+        folder,
         identity={**tree, **data},
         keep=recipe.runtime.keep_checkpoints,
     )

@@ -8,7 +8,7 @@ import pytest
 
 from tests.contract.families import images, plain_cnn
 from tunekit import HeadSpec, Phase, Recipe, RuntimeSpec, finetune, load_model, run
-from tunekit.errors import DataError, ModelError, RecipeError, SelectionError
+from tunekit.errors import CheckpointError, DataError, ModelError, RecipeError, SelectionError
 
 QUICK = {"batch_size": 8, "progress": "none", "epochs": 1}
 
@@ -81,6 +81,16 @@ def test_a_folder_of_the_run_is_complete(tmp_path):
     finetune(plain_cnn(), images(), out=tmp_path / "out", **QUICK)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names >= {"model.safetensors", "recipe.yaml", "history.csv", "checkpoints"}
+
+
+def test_the_checkpoints_of_an_unfinished_run_are_not_thrown_away(tmp_path):
+    keywords = {**QUICK, "out": tmp_path / "out"}
+    finetune(plain_cnn(), images(), **keywords)
+    finetune(plain_cnn(), images(), **keywords)  # A finished one may be done again.
+    (tmp_path / "out" / "model.json").unlink()
+    with pytest.raises(CheckpointError, match="a run that has not ended.*resume=True"):
+        finetune(plain_cnn(), images(), **keywords)
+    assert any((tmp_path / "out" / "checkpoints").iterdir())
 
 
 def test_early_stopping_without_validation_data_is_refused():

@@ -72,6 +72,7 @@ class Trainer:
     reporter: Reporter = field(default_factory=SilentReporter)
     _compiled: dict[frozenset[str], Callable[..., Any]] = field(default_factory=dict, init=False)
     _compile_seconds: float = field(default=0.0, init=False)
+    _state: State | None = field(default=None, init=False)
 
     def fit(self) -> Trained:
         """Trains, and leaves the trained values in the model.
@@ -97,8 +98,6 @@ class Trainer:
         return Trained(
             state.progress.history, len(self._compiled), self._compile_seconds, state.progress.step
         )
-
-    _state: State | None = field(default=None, init=False)
 
     def _first_state(self) -> State:
         if self.checkpoints is not None and self.runtime.resume:
