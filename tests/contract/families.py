@@ -87,20 +87,20 @@ def efficientnet() -> Model:
     return load_model("efficientnet_lite0", image_size=SIDE_PX, labels=LABELS)
 
 
-def _loaded(build: Callable[[], keras.Model]) -> Callable[[], Model]:
-    def load() -> Model:
-        model = load_model(build(), labels=LABELS)
-        rng = np.random.default_rng(0)
-        for variable in model.variables().values():
-            # Fresh values that do not depend on the process: Keras draws from a global seed.
-            if variable.dtype == "float32" and len(variable.shape) > 1:
-                fan_in = max(int(np.prod(variable.shape[:-1])), 1)
-                variable.assign(rng.normal(size=variable.shape) * (1.5 / fan_in) ** 0.5)
-            elif variable.name == "bias":  # random too in KerasHub's ViT
-                variable.assign(np.zeros(variable.shape))
-        return model
+def fixed(network: keras.Model) -> keras.Model:
+    """Returns the network with values that are always the same: Keras draws from a global seed."""
+    rng = np.random.default_rng(0)
+    for variable in network.variables:
+        if variable.dtype == "float32" and len(variable.shape) > 1:
+            fan_in = max(int(np.prod(variable.shape[:-1])), 1)
+            variable.assign(rng.normal(size=variable.shape) * (1.5 / fan_in) ** 0.5)
+        elif variable.name == "bias":  # random too in KerasHub's ViT
+            variable.assign(np.zeros(variable.shape))
+    return network
 
-    return load
+
+def _loaded(build: Callable[[], keras.Model]) -> Callable[[], Model]:
+    return lambda: load_model(fixed(build()), labels=LABELS)
 
 
 FAMILIES: dict[str, Callable[[], Model]] = {
