@@ -75,7 +75,7 @@ WAYS = (
     Way("last 2 blocks", network(["head", "last 2"], learning_rate=1e-3)),
     Way("full", network("all", learning_rate=1e-3)),
     Way("from scratch", from_scratch),
-    Way("on layer 1, 250 px", first_layer),
+    Way("layer 1, 250 px", first_layer),
 )
 
 
