@@ -135,7 +135,7 @@ def row_text(row: Mapping[str, Any]) -> str:
         >>> row_text({"epoch": 1, "phase": 0, "loss": 0.5, "val_accuracy": 0.9, "seconds": 2.0})
         'epoch 1  loss 0.5000  val_accuracy 0.9000  2.0 s'
     """
-    shown = ("loss", "val_loss", "val_accuracy", "val_f1_macro")
+    shown = ("loss", "val_loss", "val_accuracy")
     parts = [f"epoch {row['epoch']}"]
     parts += [f"{name} {row[name]:.4f}" for name in shown if row.get(name) is not None]
     if "examples_per_second" in row:
