@@ -107,7 +107,7 @@ class RichReporter(SilentReporter):
 
     def phase(self, text: str) -> None:
         """Prints the phase above the bar and measures the throughput anew."""
-        self._bar.console.print(text, highlight=False)
+        self._bar.console.print(text, highlight=False, markup=False)
         self._bar.start_task(self._task)
         self._bar.update(self._task, description="training")
         self._since, self._examples = time.perf_counter(), 0
@@ -121,7 +121,7 @@ class RichReporter(SilentReporter):
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Prints the row above the bar."""
-        self._bar.console.print(row_text(row), highlight=False)
+        self._bar.console.print(row_text(row), highlight=False, markup=False)
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

@@ -42,6 +42,13 @@ def test_the_bar_ends_full_with_the_rows_above_it():
     assert "6/6" in shown
 
 
+def test_brackets_of_a_selector_are_shown_as_they_are():
+    stream = Terminal()
+    plan = [Phase(train="block[ab12]/.*", steps=1, learning_rate=0.01, warmup="0%")]
+    small_trainer(small_model(), plan, reporter=reporter("rich", stream)).fit()
+    assert "block[ab12]/.*" in stream.getvalue()
+
+
 def test_silence_prints_nothing(capsys):
     small_trainer(small_model(), PLAN, reporter=reporter("none")).fit()
     assert capsys.readouterr() == ("", "")
