@@ -16,6 +16,7 @@ from tunekit.data.spec import AugmentSpec
 from tunekit.errors import CheckpointError, Issue, ModelError, RecipeError
 from tunekit.evaluation.evaluate import collect_logits
 from tunekit.evaluation.metrics import classification_metrics
+from tunekit.folder import check_replaceable
 from tunekit.methods.spec import DEFAULT_TRAIN, MethodName
 from tunekit.models.forward import Forward
 from tunekit.models.model import Model, load_model
@@ -26,7 +27,7 @@ from tunekit.plans.selection import resolve_selection
 from tunekit.recipe import Recipe
 from tunekit.recipe_keywords import IN_MEMORY
 from tunekit.report.run import run_report
-from tunekit.result import MODEL_FILE, RUN_FOLDER, Result
+from tunekit.result import MARKS, MODEL_FILE, RUN_FOLDER, Result
 from tunekit.tasks.image_classification import ImageClassification
 from tunekit.training.checkpoints import Checkpoints
 from tunekit.training.progress import reporter
@@ -136,19 +137,23 @@ def run(recipe: Recipe, *, model: Model | keras.Model | None = None, data: Any =
     Raises:
         RecipeError: the recipe names no data, or stops early without validation data.
         DataError: everything that is wrong with the data, at once.
-        ModelError: the model cannot be loaded.
+        ModelError: the model cannot be loaded, or the folder is not tunekit's to write to.
         CheckpointError: the checkpoints to resume from belong to another run, or there are some of
             an unfinished run and it is not to be resumed.
     """
     since = time.perf_counter()
     _check_named(recipe, model, data)
+    if recipe.runtime.out is not None:
+        # Now, and not when hours of training are to be saved.
+        check_replaceable(Path(recipe.runtime.out).expanduser(), MARKS)
     splits = open_data(data, recipe.data, seed=recipe.seed)
     task = ImageClassification.bind(recipe.task, splits.train, recipe.augment)
     _check_stopping(recipe, splits)
     with _ready_model(recipe, model, task) as ready:
         trained, phases = _train(recipe, ready, task, splits)
-        judged = splits.test if splits.test is not None else splits.validation
-        metrics = {} if judged is None else _Evaluation(recipe, ready, task, judged)()
+    # From here on the model is trained, and an error no reason to take its new head away.
+    judged = splits.test if splits.test is not None else splits.validation
+    metrics = {} if judged is None else _Evaluation(recipe, ready, task, judged)()
     names = frozenset[str]().union(*(phase.trainable for phase in phases))
     report = run_report(
         ready,

@@ -33,7 +33,7 @@ def replacing(folder: Path, ours: Collection[str], marks: Collection[str]) -> It
     Raises:
         ModelError: `folder` holds other files only.
     """
-    _check_ours(folder, marks)
+    check_replaceable(folder, marks)
     folder.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     new, old = (folder.with_name(f".{folder.name}.{kind}-{mark}") for kind in ("new", "old"))
@@ -57,7 +57,12 @@ def replacing(folder: Path, ours: Collection[str], marks: Collection[str]) -> It
         shutil.rmtree(old)
 
 
-def _check_ours(folder: Path, marks: Collection[str]) -> None:
+def check_replaceable(folder: Path, marks: Collection[str]) -> None:
+    """Passes where `replacing` may write to `folder`.
+
+    Raises:
+        ModelError: it is a file, or holds other files only.
+    """
     if not folder.exists():
         return
     if not folder.is_dir():

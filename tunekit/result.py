@@ -38,6 +38,8 @@ FILES = (
 )
 RUN_FOLDER = "checkpoints"
 """Marks the folder of a run that has not saved its result yet."""
+MARKS = (MODEL_FILE, RUN_FOLDER)
+"""A folder with one of these in it is tunekit's to write to."""
 FORMAT = 1
 """Raised when an older tunekit could not read what this one writes."""
 LARGEST_BATCH = 32
@@ -139,7 +141,7 @@ class Result:
             ModelError: a layer cannot be saved, or the folder holds other things than a save.
         """
         folder = Path(folder).expanduser().resolve()
-        with replacing(folder, FILES, marks=(MODEL_FILE, RUN_FOLDER)) as new:
+        with replacing(folder, FILES, marks=MARKS) as new:
             description = {
                 "format": FORMAT,
                 "versions": versions(),

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+import tunekit
 from tests.contract.families import fixed, images, plain_cnn
 from tunekit import HeadSpec, Phase, Recipe, RuntimeSpec, finetune, load_model, run
 from tunekit.errors import CheckpointError, DataError, ModelError, RecipeError, SelectionError
@@ -149,3 +150,24 @@ def test_a_recipe_in_python_runs_like_the_call():
     recipe = Recipe(plan=(Phase(epochs=1),), runtime=RuntimeSpec(progress="none"))
     result = run(recipe, model=network(), data=images())
     assert isinstance(result.model.keras, keras.Model)
+
+
+def test_a_folder_that_cannot_take_the_result_is_refused_before_training(tmp_path):
+    model = load_model(network(), labels=["cat", "dog"])
+    (tmp_path / "mine.txt").write_text("not a save")
+    with pytest.raises(ModelError, match="mine.txt.*Name a new or empty folder"):
+        finetune(model, images(), out=tmp_path, **QUICK)
+    assert model.labels == ("cat", "dog")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_error_after_training_leaves_the_model_trained_with_its_new_head(monkeypatch):
+    model = load_model(network(), labels=["cat", "dog"])
+    pixels, names = images(24)
+    data = {"train": (pixels[:18], names[:18]), "test": (pixels[18:], names[18:])}
+    evaluation = tunekit.finetune.__globals__["_Evaluation"]
+    monkeypatch.setattr(evaluation, "__call__", lambda self, values=None: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        finetune(model, data, validation=0.0, **QUICK)
+    assert model.labels == ("blue", "green", "red")
+    assert np.isfinite(model.logits(pixels)).all()
