@@ -6,7 +6,7 @@ DINOV2Backbone, which has them all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -74,16 +74,9 @@ HUGGINGFACE_VIT = ViTNames(
     mlp=("intermediate.dense", "output.dense"),
     layer_scales=("", ""),
 )
-HUGGINGFACE_DINOV2 = ViTNames(
-    class_token="embeddings.cls_token",
-    positions="embeddings.position_embeddings",
-    registers="embeddings.register_tokens",
-    patches="embeddings.patch_embeddings.projection",
-    norm="layernorm",
-    block="encoder.layer.{}.",
+HUGGINGFACE_DINOV2 = replace(
+    HUGGINGFACE_VIT,
     norms=("norm1", "norm2"),
-    qkv=tuple(f"attention.attention.{n}" for n in ("query", "key", "value")),
-    output="attention.output.dense",
     mlp=("mlp.fc1", "mlp.fc2"),
     layer_scales=("layer_scale1.lambda1", "layer_scale2.lambda1"),
 )
