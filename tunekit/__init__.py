@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from tunekit.models.model import load_model as load_model
     from tunekit.models.spec import BackboneSpec as BackboneSpec
     from tunekit.models.spec import HeadSpec as HeadSpec
+    from tunekit.plans.optimizer import OptimizerSpec as OptimizerSpec
     from tunekit.plans.phase import Phase as Phase
     from tunekit.recipe import Recipe as Recipe
     from tunekit.result import Result as Result
     from tunekit.result import load as load
     from tunekit.tasks.prediction import Prediction as Prediction
     from tunekit.tasks.spec import TaskSpec as TaskSpec
-    from tunekit.training.spec import OptimizerSpec as OptimizerSpec
     from tunekit.training.spec import RuntimeSpec as RuntimeSpec
 
 __version__ = "0.1.0"
@@ -42,7 +42,7 @@ _HOMES = {
     "DataSpec": "tunekit.data.spec",
     "HeadSpec": "tunekit.models.spec",
     "Model": "tunekit.models.model",
-    "OptimizerSpec": "tunekit.training.spec",
+    "OptimizerSpec": "tunekit.plans.optimizer",
     "Phase": "tunekit.plans.phase",
     "Prediction": "tunekit.tasks.prediction",
     "RandAugmentSpec": "tunekit.data.spec",

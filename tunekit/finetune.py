@@ -21,6 +21,7 @@ from tunekit.methods.spec import DEFAULT_TRAIN, MethodName
 from tunekit.models.forward import Forward
 from tunekit.models.model import Model, load_model
 from tunekit.models.spec import Dtype, HeadSpec
+from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.phase import Phase, Schedule
 from tunekit.plans.resolve import ResolvedPhase, resolve_plan
 from tunekit.plans.selection import resolve_selection
@@ -31,7 +32,6 @@ from tunekit.result import MARKS, MODEL_FILE, RUN_FOLDER, Result
 from tunekit.tasks.image_classification import ImageClassification
 from tunekit.training.checkpoints import Checkpoints
 from tunekit.training.progress import reporter
-from tunekit.training.spec import OptimizerSpec
 from tunekit.training.step import Values
 from tunekit.training.trainer import Trained, Trainer
 

@@ -17,13 +17,14 @@ from tunekit.data.spec import AugmentSpec, BatchSpec, DataSpec
 from tunekit.errors import Issue, RecipeError
 from tunekit.methods.spec import MethodName
 from tunekit.models.spec import BackboneSpec, HeadSpec
+from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.phase import Phase
 from tunekit.recipe_checks import contradictions
 from tunekit.recipe_issues import Keys, dotted, plain, translate
 from tunekit.recipe_keywords import as_keywords, to_tree
 from tunekit.shipped import recipe_path
 from tunekit.tasks.spec import TaskSpec
-from tunekit.training.spec import OptimizerSpec, RuntimeSpec
+from tunekit.training.spec import RuntimeSpec
 
 
 class Recipe(BaseModel):

@@ -11,9 +11,10 @@ from tunekit.data.spec import AugmentSpec, BatchSpec, DataSpec
 from tunekit.errors import Issue, did_you_mean
 from tunekit.methods.spec import DEFAULT_LEARNING_RATE
 from tunekit.models.spec import BackboneSpec, HeadSpec
+from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.phase import Phase
 from tunekit.tasks.spec import TaskSpec
-from tunekit.training.spec import OptimizerSpec, RuntimeSpec
+from tunekit.training.spec import RuntimeSpec
 
 IN_MEMORY = "in memory"
 """Name of the backbone in the recipe of a model that came as an object."""

@@ -12,12 +12,13 @@ import pytest
 from tunekit.data.spec import AugmentSpec, BatchSpec, DataSpec, RandAugmentSpec
 from tunekit.errors import RecipeError
 from tunekit.models.spec import BackboneSpec, HeadSpec
+from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.phase import Phase
 from tunekit.recipe import Recipe
 from tunekit.recipe_keywords import AUGMENTS, IN_MEMORY
 from tunekit.shipped import shipped_recipes
 from tunekit.tasks.spec import TaskSpec
-from tunekit.training.spec import OptimizerSpec, RuntimeSpec
+from tunekit.training.spec import RuntimeSpec
 
 SHIPPED = list(shipped_recipes())
 

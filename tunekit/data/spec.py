@@ -146,3 +146,19 @@ class BatchSpec:
                 )
             ]
         return []
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """Where the outputs of the frozen part of the network are kept, computed once."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    store: Literal["auto", "ram", "disk", "off"] = "auto"
+    """Memory, or files that later runs reuse; auto: memory, then disk, where it saves time."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision in which they are kept."""
+    views: Annotated[int, Ge(0)] = 0
+    """Augmented versions of each image to keep, used in turn; 0 keeps none of augmented images."""
+    folder: str | None = None
+    """Folder of the files; null: tunekit's own below the user's cache folder."""

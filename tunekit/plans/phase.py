@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, MinLen
+from annotated_types import Ge, Gt, Lt, MinLen
 
+from tunekit.data.spec import AugmentSpec, BatchSpec
 from tunekit.durations import Duration
+from tunekit.plans.optimizer import OptimizerSpec
 
-Schedule = Literal["constant", "cosine", "linear", "one_cycle"]
+Schedule = Literal["constant", "cosine", "linear", "one_cycle", "slanted_triangular", "continue"]
+BatchNormPolicy = Literal["follow", "frozen", "running", "reestimated"]
 Selector = Annotated[str, MinLen(1)]
 
 
@@ -35,12 +38,28 @@ class Phase:
     """Length in optimizer steps; or give epochs."""
     learning_rate: Annotated[float, Gt(0)] = 1e-3
     """Highest learning rate of the phase."""
+    multipliers: dict[Selector, Annotated[float, Gt(0)]] = field(default_factory=dict, hash=False)
+    """Factors of the learning rate by selector; the first that selects a variable counts."""
     schedule: Schedule = "cosine"
-    """Course of the learning rate after the warmup."""
+    """Course of the learning rate after the warmup; continue: goes on with the phase before."""
     warmup: str = "5%"
     """Rise from zero to the learning rate: "5%" of the phase, "1 epoch" or "100 steps"."""
     early_stopping: Annotated[int, Ge(1)] | None = None
-    """Ends the phase after this many evaluations without a better result; null: never."""
+    """Evaluations without a better one that end the phase, which then hands on its best weights."""
+    optimizer: OptimizerSpec | None = None
+    """The optimizer of this phase; null: that of the recipe."""
+    augment: AugmentSpec | None = None
+    """How its images are varied; null: as the recipe says."""
+    batch: BatchSpec | None = None
+    """How its examples become batches; null: as the recipe says."""
+    batch_norm: BatchNormPolicy = "follow"
+    """Statistics move where a norm trains; nowhere; everywhere; or are first measured anew."""
+    frozen_dropout: bool = False
+    """Whether dropout and stochastic depth act in parts where nothing trains."""
+    l2_sp: Annotated[float, Ge(0)] = 0.0
+    """Pull of the backbone's weights towards their values before training (L2-SP); 0 is none."""
+    mixout: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Probability that a backbone's weight is its value before training for a step (mixout)."""
 
     def issues(self) -> list[tuple[str, str]]:
         """Returns (field, message) for each combination that cannot be trained."""

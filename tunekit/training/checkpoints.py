@@ -16,9 +16,9 @@ import orbax.checkpoint as ocp
 
 from tunekit.errors import CheckpointError
 from tunekit.models.forward import Forward
+from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.training.optimizers import initial_states
-from tunekit.training.spec import OptimizerSpec
 from tunekit.training.state import Progress, State
 from tunekit.training.step import Carried, Values
 

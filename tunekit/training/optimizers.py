@@ -14,7 +14,7 @@ import jax
 import optax
 from optax.contrib import scale_by_muon
 
-from tunekit.training.spec import OptimizerSpec
+from tunekit.plans.optimizer import OptimizerSpec
 
 Values = dict[str, jax.Array]
 OptimizerStates = dict[str, Any]

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from tunekit.models.forward import Forward
+from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.training.optimizers import initial_states
-from tunekit.training.spec import OptimizerSpec
 from tunekit.training.step import Carried, Values
 
 NO_SCORE = -sys.float_info.max

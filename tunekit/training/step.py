@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.training.optimizers import apply_gradients
-from tunekit.training.spec import OptimizerSpec
 
 Values = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]

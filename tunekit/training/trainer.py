@@ -14,10 +14,11 @@ import numpy as np
 from tunekit.durations import Duration
 from tunekit.errors import TrainingError
 from tunekit.models.forward import Forward
+from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.training.checkpoints import Checkpoints
 from tunekit.training.progress import Reporter, SilentReporter
-from tunekit.training.spec import OptimizerSpec, RuntimeSpec
+from tunekit.training.spec import RuntimeSpec
 from tunekit.training.state import NO_SCORE, Progress, State, enter_phase
 from tunekit.training.step import Measured, Objective, Step, Values
 

@@ -11,10 +11,11 @@ import keras
 import numpy as np
 
 from tunekit.models.forward import Forward
+from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.phase import Phase
 from tunekit.plans.resolve import resolve_plan
 from tunekit.rules import matching
-from tunekit.training.spec import OptimizerSpec, RuntimeSpec
+from tunekit.training.spec import RuntimeSpec
 from tunekit.training.trainer import Trainer
 
 CLASSES = 3

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.unit.training.small import Rows, small_model, small_trainer, weights
+from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.phase import Phase
-from tunekit.training.spec import OptimizerSpec
 
 RATE = 0.01
 KERNEL, BIAS = "head/kernel", "head/bias"

@@ -7,9 +7,10 @@ import pytest
 
 from tests.unit.training.small import Rows, small_forward, small_model, small_trainer, weights
 from tunekit.errors import CheckpointError, TrainingError
+from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.phase import Phase
 from tunekit.training.checkpoints import Checkpoints
-from tunekit.training.spec import OptimizerSpec, RuntimeSpec
+from tunekit.training.spec import RuntimeSpec
 
 ALL = Phase(train=".*", epochs=3, learning_rate=0.05, warmup="0%")
 HEAD = Phase(train="head/.*", epochs=2, learning_rate=0.05, warmup="0%")
