@@ -2,7 +2,7 @@
 
 What a layer does in training follows from the partition, never from ``layer.trainable``: a
 BatchNorm whose scale and shift are frozen uses its stored statistics and leaves them alone, and
-dropout inside a part of the network where nothing trains is off.
+dropout inside a part of the network where nothing trains is off, unless a phase asks otherwise.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 import keras
 
 from tunekit.models.cpu_convolution import cpu_convolutions
 from tunekit.models.intercept import (
-    Call,
     Wrap,
     in_inference_mode,
     intercept,
@@ -27,8 +27,7 @@ from tunekit.names import Role, layer_names, structural_names, variable_roles
 Values = dict[str, jax.Array]
 Outputs = object
 
-LARGEST_MOMENTUM = 0.9
-"""Of BatchNorm's running statistics while they train: PyTorch's default, about ten batches."""
+BatchNormMode = Literal["follow", "frozen", "running"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +47,12 @@ class Forward:
     layers: Mapping[str, keras.Layer] = field(repr=False)
     roles: Mapping[str, Role] = field(repr=False)
     """What each variable is: weight, statistic or seed."""
+    batch_norm: BatchNormMode = "follow"
+    """Where BatchNorm is in training mode: where it trains, nowhere or everywhere."""
+    frozen_dropout: bool = False
+    """Whether dropout acts where nothing trains."""
+    largest_momentum: float = 0.9
+    """Bound of BatchNorm's momentum in training: PyTorch's default, about ten batches."""
 
     @classmethod
     def of(cls, model: keras.Model, groups: Collection[Collection[str]] | None = None) -> Forward:
@@ -135,11 +140,24 @@ class Forward:
             owned = [names[id(v)] for v in _own_moding_variables(layer)]
             if not owned:
                 continue
-            if not any(name in trainable for name in self._deciding(layer, owned, names)):
+            trains = any(name in trainable for name in self._deciding(layer, owned, names))
+            if isinstance(layer, keras.layers.BatchNormalization):
+                wraps[layer] = self._batch_norm(layer, trains=trains)
+            elif not trains and not self.frozen_dropout:
                 wraps[layer] = in_inference_mode
-            elif isinstance(layer, keras.layers.BatchNormalization):
-                wraps[layer] = functools.partial(_training_batch_norm, layer)
         return wraps
+
+    def _batch_norm(self, layer: keras.layers.BatchNormalization, *, trains: bool) -> Wrap:
+        """A BatchNorm in the mode of the policy; in training its statistics keep up.
+
+        It obeys ``layer.trainable`` (``_trainable`` behind the property, Keras 3.15), which says
+        nothing here. At the momentum of 0.99 that Keras' networks have, the statistics of
+        inference are hundreds of steps old, and a run that learns well evaluates like noise.
+        """
+        if self.batch_norm == "frozen" or self.batch_norm == "follow" and not trains:
+            return in_inference_mode
+        momentum = min(layer.momentum, self.largest_momentum)
+        return functools.partial(with_attributes, layer, _trainable=True, momentum=momentum)
 
     def _deciding(
         self, layer: keras.Layer, owned: list[str], names: Mapping[int, str]
@@ -150,17 +168,6 @@ class Forward:
             if affine:
                 return affine
         return self.group_of(owned[0])
-
-
-def _training_batch_norm(layer: keras.layers.BatchNormalization, call: Call) -> Call:
-    """BatchNorm in training mode, whose statistics keep up with a short run.
-
-    It obeys ``layer.trainable`` (``_trainable`` behind the property, Keras 3.15), which says
-    nothing here. At the momentum of 0.99 that Keras' networks have, the statistics of inference
-    are hundreds of steps old, and a run that learns well evaluates like noise.
-    """
-    momentum = min(layer.momentum, LARGEST_MOMENTUM)
-    return with_attributes(layer, call, _trainable=True, momentum=momentum)
 
 
 def _own_moding_variables(layer: keras.Layer) -> list[keras.Variable]:
