@@ -130,7 +130,11 @@ def _backbone_parts(body: keras.Layer) -> list[_Part]:
     if not repeated and not any(link.branched for link in links):
         repeated = set(classes)
     parts = [
-        _Part(link.layers, link.branched or type(link.layers[0]) in repeated, _key(link.layers))
+        _Part(
+            link.layers,
+            type(link.layers[0]) in repeated or (link.branched and not _embeds(link.layers)),
+            _key(link.layers),
+        )
         for link in links
         if link.layers
     ]
@@ -142,6 +146,11 @@ def _backbone_parts(body: keras.Layer) -> list[_Part]:
 
 def _is_single_composite(link: Link) -> bool:
     return len(link.layers) == 1 and is_block_sized(link.layers[0])
+
+
+def _embeds(layers: Iterable[keras.Layer]) -> bool:
+    """Whether all that has weights here are embeddings: of tokens, positions and segments."""
+    return all("Embedding" in type(layer).__name__ for layer in layers if layer.variables)
 
 
 def _key(layers: Iterable[keras.Layer]) -> str | None:
@@ -217,17 +226,23 @@ def _leads_into(before: Sequence[_Part], block: _Part) -> bool:
 
 
 def _units(parts: Sequence[_Part]) -> list[_Part]:
-    """A plain chain: every kernel opens a block; the first is the stem."""
+    """A plain chain: every kernel opens a block, unless a depthwise one has; the first: stem."""
     units: list[_Part] = []
     for layer in (layer for part in parts for layer in part.layers):
         unit = _Part((layer,), block=True)
-        if units and not (_kernels(unit) and _kernels(units[-1])):
+        if units and (not _kernels(unit) or not _kernels(units[-1]) or _is_depthwise(units[-1])):
             units[-1] = units[-1].joined(unit)
         else:
             units.append(unit)
     if len(units) > 1:
         units[0] = replace(units[0], block=False)
     return units
+
+
+def _is_depthwise(part: _Part) -> bool:
+    """Whether the last kernel mixes no channels: the one after it, which does, completes it."""
+    kernels = [layer for layer in part.layers if _kernels(_Part((layer,), block=False))]
+    return bool(kernels) and isinstance(kernels[-1], keras.layers.DepthwiseConv2D)
 
 
 def _weighted(part: _Part) -> bool:

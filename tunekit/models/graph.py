@@ -10,7 +10,7 @@ Reads the private ``_nodes_by_depth``, ``_layers`` and ``_trainable_variables`` 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,18 +60,24 @@ def is_block_sized(layer: keras.Layer) -> bool:
 
 
 def _holds_blocks(layer: keras.Layer) -> bool:
-    """Two children of one class, each large enough, are the blocks of an encoder or a stage."""
+    """An encoder or a stage, that is: something in it has blocks for children."""
     children = sublayers(layer)
-    classes = Counter(type(child) for child in children if is_block_sized(child))
-    return any(n > 1 for n in classes.values()) or any(_holds_blocks(c) for c in children)
+    return _are_blocks(children) or any(_holds_blocks(child) for child in children)
+
+
+def _are_blocks(layers: Iterable[keras.Layer]) -> bool:
+    """Two layers of one class, each large enough; not a decoder layer's two attentions."""
+    once = {id(layer): type(layer) for layer in layers if is_block_sized(layer)}
+    classes = Counter(cls for cls in once.values() if not cls.__name__.endswith("Attention"))
+    return any(count > 1 for count in classes.values())
 
 
 def _links(stretch: list[Any]) -> list[Link]:
     layers = tuple(op for op in stretch if isinstance(op, keras.Layer))
     if len(stretch) == 1:
         return chain(layers[0]) if layers else []
-    if any(_holds_blocks(layer) for layer in layers):
-        # What goes past an encoder, such as rotary positions, does not make it one block.
+    if _are_blocks(layers) or any(_holds_blocks(layer) for layer in layers):
+        # What goes past blocks, such as a padding mask or positions, does not make them one.
         return [link for layer in layers for link in chain(layer)]
     gate = type(stretch[-1]).__name__ == "Multiply"
     return [Link(layers, branched=not gate)]
