@@ -28,6 +28,13 @@ class Link:
     """In the order they run."""
     branched: bool = False
     """Whether branches meet again here, otherwise than in a product (a gate)."""
+    joint: keras.Operation | None = None
+    """The operation at its end where that is no layer, such as a sum; the link may be it alone."""
+
+    @property
+    def end(self) -> keras.Operation:
+        """The operation whose output is all that goes on from here."""
+        return self.layers[-1] if self.joint is None else self.joint
 
 
 def chain(layer: keras.Layer) -> list[Link]:
@@ -74,13 +81,15 @@ def _are_blocks(layers: Iterable[keras.Layer]) -> bool:
 
 def _links(stretch: list[Any]) -> list[Link]:
     layers = tuple(op for op in stretch if isinstance(op, keras.Layer))
+    joint = None if stretch[-1] in layers else stretch[-1]
     if len(stretch) == 1:
-        return chain(layers[0]) if layers else []
+        return chain(layers[0]) if layers else [Link((), joint=joint)]
     if _are_blocks(layers) or any(_holds_blocks(layer) for layer in layers):
         # What goes past blocks, such as a padding mask or positions, does not make them one.
-        return [link for layer in layers for link in chain(layer)]
+        links = [link for layer in layers for link in chain(layer)]
+        return links if joint is None else [*links, Link((), joint=joint)]
     gate = type(stretch[-1]).__name__ == "Multiply"
-    return [Link(layers, branched=not gate)]
+    return [Link(layers, branched=not gate, joint=joint)]
 
 
 def _stretches(model: Any) -> list[list[Any]]:
