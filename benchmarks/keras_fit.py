@@ -60,7 +60,7 @@ def _tunekit_step(train: str, images: np.ndarray, labels: np.ndarray) -> Any:
         [Phase(train=train, steps=1, warmup="0%")],
         lambda selectors: resolve_selection(selectors, model),
         default_train=("all",),
-        steps_per_epoch=1,
+        steps_per_epoch=lambda phase: 1,
     )
     optimizer = OptimizerSpec()
     state = enter_phase(

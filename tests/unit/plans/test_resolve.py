@@ -15,7 +15,7 @@ def rates(**phase) -> np.ndarray:
         [Phase(learning_rate=1.0, **phase)],
         lambda selectors: frozenset(selectors),
         default_train=("head",),
-        steps_per_epoch=10,
+        steps_per_epoch=lambda phase: 10,
     )
     assert phases[0].trainable == {"head"}
     return phases[0].learning_rates
@@ -48,4 +48,9 @@ def test_an_error_of_selection_says_which_phase():
         raise SelectionError("'hed' matches nothing.")
 
     with pytest.raises(SelectionError, match=r"plan\[0\]\.train: 'hed' matches nothing"):
-        resolve_plan([Phase(train="hed", epochs=1)], select, default_train=(), steps_per_epoch=1)
+        resolve_plan(
+            [Phase(train="hed", epochs=1)],
+            select,
+            default_train=(),
+            steps_per_epoch=lambda phase: 1,
+        )
