@@ -10,7 +10,7 @@ Reads the private ``_nodes_by_depth``, ``_layers`` and ``_trainable_variables`` 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +39,16 @@ class Link:
 
 def chain(layer: keras.Layer) -> list[Link]:
     """Returns the links of `layer` in the order they run."""
+    return _chain(layer, frozenset(_stage_classes(layer)))
+
+
+def _chain(layer: keras.Layer, stages: frozenset[type]) -> list[Link]:
     if isinstance(layer, keras.Sequential):
-        return [link for child in layer.layers for link in chain(child)]
-    if hasattr(layer, "_nodes_by_depth"):
-        return [link for stretch in _stretches(layer) for link in _links(stretch)]
-    if _holds_blocks(layer):
-        return [link for child in sublayers(layer) for link in chain(child)]
+        return [link for child in layer.layers for link in _chain(child, stages)]
+    if _is_functional(layer):
+        return [link for stretch in _stretches(layer) for link in _links(stretch, stages)]
+    if _holds_blocks(layer, stages):
+        return [link for child in sublayers(layer) for link in _chain(child, stages)]
     return [Link((layer,))]
 
 
@@ -66,10 +70,25 @@ def is_block_sized(layer: keras.Layer) -> bool:
     return sum(1 for leaf in leaves(layer) if leaf is not layer) >= _BLOCK_SIZE
 
 
-def _holds_blocks(layer: keras.Layer) -> bool:
+def _holds_blocks(layer: keras.Layer, stages: Collection[type]) -> bool:
     """An encoder or a stage, that is: something in it has blocks for children."""
+    if type(layer) in stages:
+        return True
     children = sublayers(layer)
-    return _are_blocks(children) or any(_holds_blocks(child) for child in children)
+    return _are_blocks(children) or any(_holds_blocks(child, stages) for child in children)
+
+
+def _stage_classes(layer: keras.Layer) -> Iterator[type]:
+    """The classes of what has blocks for children: one of them may hold a single block."""
+    children = sublayers(layer)
+    if not _is_functional(layer) and _are_blocks(children):
+        yield type(layer)
+    for child in children:
+        yield from _stage_classes(child)
+
+
+def _is_functional(layer: keras.Layer) -> bool:
+    return isinstance(layer, keras.Sequential) or hasattr(layer, "_nodes_by_depth")
 
 
 def _are_blocks(layers: Iterable[keras.Layer]) -> bool:
@@ -79,14 +98,14 @@ def _are_blocks(layers: Iterable[keras.Layer]) -> bool:
     return any(count > 1 for count in classes.values())
 
 
-def _links(stretch: list[Any]) -> list[Link]:
+def _links(stretch: list[Any], stages: frozenset[type]) -> list[Link]:
     layers = tuple(op for op in stretch if isinstance(op, keras.Layer))
     joint = None if stretch[-1] in layers else stretch[-1]
     if len(stretch) == 1:
-        return chain(layers[0]) if layers else [Link((), joint=joint)]
-    if _are_blocks(layers) or any(_holds_blocks(layer) for layer in layers):
+        return _chain(layers[0], stages) if layers else [Link((), joint=joint)]
+    if _are_blocks(layers) or any(_holds_blocks(layer, stages) for layer in layers):
         # What goes past blocks, such as a padding mask or positions, does not make them one.
-        links = [link for layer in layers for link in chain(layer)]
+        links = [link for layer in layers for link in _chain(layer, stages)]
         return links if joint is None else [*links, Link((), joint=joint)]
     gate = type(stretch[-1]).__name__ == "Multiply"
     return [Link(layers, branched=not gate, joint=joint)]
