@@ -64,11 +64,13 @@ class Checkpoints:
             "optimizer": state.carried.optimizer,
             "ema": state.carried.ema,
             "best": state.best or {},
+            "phase_best": state.phase_best or {},
         }
         host = {
             "progress": state.progress.to_json(),
             "identity": self._identity,
             "best_names": sorted(state.best or {}),
+            "phase_best_names": sorted(state.phase_best or {}),
         }
         self._manager.save(
             state.progress.step,
@@ -81,9 +83,14 @@ class Checkpoints:
         )
 
     def restore(
-        self, forward: Forward, phases: Sequence[ResolvedPhase], optimizer: OptimizerSpec
+        self, forward: Forward, phases: Sequence[ResolvedPhase], optimizers: Sequence[OptimizerSpec]
     ) -> State | None:
         """Returns the state of the newest checkpoint, or `None` where there is none.
+
+        Args:
+            forward: the model's forward pass.
+            phases: of the plan.
+            optimizers: one a phase.
 
         Raises:
             CheckpointError: the checkpoint belongs to another run; the message says what differs.
@@ -94,6 +101,7 @@ class Checkpoints:
         host = self._restored(step, host=ocp.args.JsonRestore())["host"]
         self._check(host["identity"])
         progress = Progress(**host["progress"])
+        optimizer = optimizers[progress.phase]
         values = forward.values()
         moved = {name: values[name] for name in progress.moved}
         trainable = {
@@ -101,11 +109,13 @@ class Checkpoints:
             for name in forward.variables
             if name in phases[progress.phase].trainable
         }
+        current = {name: trainable.get(name, value) for name, value in moved.items()}
         template = {
-            "moved": {name: trainable.get(name, value) for name, value in moved.items()},
+            "moved": current,
             "optimizer": jax.eval_shape(lambda: initial_states(optimizer, _zeros(trainable))),
             "ema": trainable if optimizer.ema is not None else {},
             "best": {name: moved[name] for name in host["best_names"]},
+            "phase_best": {name: current[name] for name in host["phase_best_names"]},
         }
         template = {key: tree for key, tree in template.items() if tree}
         arrays = self._restored(step, arrays=ocp.args.StandardRestore(template))["arrays"]
@@ -154,4 +164,4 @@ def _state(
     taken = {*trainable, *mutable}
     values = {**forward.values(), **moved}
     frozen = {name: value for name, value in values.items() if name not in taken}
-    return State(carried, frozen, arrays.get("best"), progress)
+    return State(carried, frozen, arrays.get("best"), progress, arrays.get("phase_best"))

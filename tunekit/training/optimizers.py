@@ -25,11 +25,7 @@ _UNDECAYED = ("class_token", "position_embedding", "pos_embed", "register_tokens
 def transformation(
     spec: OptimizerSpec, name: str, value: jax.Array
 ) -> optax.GradientTransformation:
-    """Returns the transformation of one variable, for a learning rate of 1.
-
-    Weight decay is decoupled (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) for
-    every optimizer but "adam", which has none. Vectors (biases, norms' scales) and tokens and
-    positions have none either.
+    """Returns the transformation of one variable, for a learning rate of 1; without decay.
 
     Args:
         spec: the optimizer.
@@ -37,7 +33,7 @@ def transformation(
         value: its value, for its shape.
     """
     adam = optax.scale_by_adam(*spec.betas, eps=spec.epsilon)
-    base = {
+    return {
         "adam": lambda: adam,
         "adamw": lambda: adam,
         "sgd": lambda: optax.trace(spec.momentum, nesterov=True),
@@ -45,14 +41,17 @@ def transformation(
         # Muon orthogonalises matrices of hidden layers; all else is Adam's, as its author says.
         "muon": lambda: scale_by_muon() if _is_hidden_matrix(name, value) else adam,
     }[spec.name]()
-    if spec.name == "adam" or not spec.weight_decay or not decays(name, value):
-        return base
-    return optax.chain(base, optax.add_decayed_weights(spec.weight_decay))
 
 
-def decays(name: str, value: jax.Array) -> bool:
-    """Returns whether weight decay acts on the variable."""
-    return value.ndim > 1 and not any(word in name for word in _UNDECAYED)
+def weight_decay(spec: OptimizerSpec, name: str, value: jax.Array) -> float:
+    """Returns the decoupled weight decay of one variable.
+
+    Decoupled (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) for every optimizer but
+    "adam", which has none. Vectors (biases, norms' scales) and tokens and positions have none
+    either.
+    """
+    decays = value.ndim > 1 and not any(word in name for word in _UNDECAYED)
+    return spec.weight_decay if decays and spec.name != "adam" else 0.0
 
 
 def _is_hidden_matrix(name: str, value: jax.Array) -> bool:
@@ -81,7 +80,7 @@ def apply_gradients(
     gradients: Mapping[str, jax.Array],
     states: Mapping[str, Any],
     trainable: Mapping[str, jax.Array],
-    learning_rate: jax.Array,
+    learning_rates: Mapping[str, jax.Array],
 ) -> tuple[Values, OptimizerStates]:
     """Returns the values and states after one step.
 
@@ -90,7 +89,7 @@ def apply_gradients(
         gradients: of the mean loss, by structural name.
         states: from `initial_states`.
         trainable: the present values.
-        learning_rate: scalar.
+        learning_rates: one scalar a variable.
     """
     new_values: Values = {}
     new_states: OptimizerStates = {}
@@ -99,5 +98,7 @@ def apply_gradients(
         step, new_states[name] = transformation(spec, name, value).update(
             gradients[name], states[name], value
         )
-        new_values[name] = value - learning_rate * step
+        if decay := weight_decay(spec, name, value):
+            step = step + decay * value
+        new_values[name] = value - learning_rates[name] * step
     return new_values, new_states

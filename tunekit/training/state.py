@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -48,6 +48,8 @@ class Progress:
     """Names of the variables that may differ from the model's at the start, sorted."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One row a pass."""
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    """What became of each phase that has ended."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""
@@ -63,8 +65,10 @@ class State:
     frozen: Values
     """All other values; never donated, so the model's own arrays stay alive."""
     best: Values | None
-    """Moved values of the best evaluation."""
+    """Moved values of the best evaluation, in the model's dtypes."""
     progress: Progress
+    phase_best: Values | None = None
+    """Moved values of this phase's best evaluation, where it hands them on."""
 
     def values(self, *, averaged: bool = False) -> Values:
         """Returns every value by structural name, moving averages in place if `averaged`."""
@@ -83,6 +87,12 @@ class State:
             for name, value in self.moved(averaged=True).items()
         }
 
+    def keep_as_phase_best(self) -> None:
+        """Copies the moved values as those that the next phase starts from."""
+        self.phase_best = {
+            name: jnp.array(value, copy=True) for name, value in self.moved(averaged=True).items()
+        }
+
     def is_whole(self) -> bool:
         """Whether no value was consumed by a step that did not come back."""
         return not any(leaf.is_deleted() for leaf in jax.tree.leaves(tuple(self.carried)))
@@ -94,39 +104,74 @@ def enter_phase(
     values: Mapping[str, jax.Array],
     optimizer: OptimizerSpec,
     *,
-    previous: Carried | None,
-    best: Values | None,
+    previous: State | None = None,
+    previous_optimizer: OptimizerSpec | None = None,
     progress: Progress,
 ) -> State:
     """Returns the state at the start of `phase`: `values` split anew by what trains in it.
+
+    Moments and averages of what goes on training are kept: moments where the optimizer's rule is
+    still the same, averages where the phase before did not hand on its best.
 
     Args:
         forward: the model's forward pass.
         phase: what trains.
         values: every value by structural name; not consumed.
-        optimizer: the optimizer.
-        previous: the end of the phase before; moments and averages of what goes on training are
-            kept.
-        best: moved values of the best evaluation so far.
+        optimizer: of the phase.
+        previous: the end of the phase before.
+        previous_optimizer: of the phase before.
         progress: how far the run is; the variables that this phase moves are added to it.
     """
-    mutable_names = forward.names("statistic")
-    trainable = {
+    moments, averages = {}, {}
+    if previous is not None and previous_optimizer is not None:
+        if previous_optimizer.name == optimizer.name:
+            moments = previous.carried.optimizer
+        if previous.phase_best is None:
+            averages = previous.carried.ema
+    carried, frozen = partition(
+        forward, phase.trainable, values, optimizer, moments=moments, averages=averages
+    )
+    progress.moved = sorted({*progress.moved, *carried.trainable, *carried.mutable})
+    return State(carried, frozen, previous.best if previous else None, progress)
+
+
+def partition(
+    forward: Forward,
+    trainable: Collection[str],
+    values: Mapping[str, jax.Array],
+    optimizer: OptimizerSpec,
+    *,
+    moments: Mapping[str, Any] | None = None,
+    averages: Mapping[str, jax.Array] | None = None,
+) -> tuple[Carried, Values]:
+    """Returns copies of what a step carries, and the frozen rest, not copied.
+
+    Pure, so that `jax.eval_shape` of it gives the shapes that a step is compiled for.
+
+    Args:
+        forward: the model's forward pass.
+        trainable: names of what trains.
+        values: every value by structural name.
+        optimizer: the optimizer.
+        moments: optimizer states to go on with, by name.
+        averages: moving averages to go on with, by name.
+    """
+    averages = averages or {}
+    statistics = forward.names("statistic")
+    training = {
         name: jnp.array(values[name], jnp.float32, copy=True)
         for name in forward.variables
-        if name in phase.trainable
+        if name in trainable
     }
-    mutable_values = {name: jnp.array(values[name], copy=True) for name in mutable_names}
+    mutable = {name: jnp.array(values[name], copy=True) for name in statistics}
     frozen = {
         name: values[name].astype(variable.dtype)
         for name, variable in forward.variables.items()
-        if name not in trainable and name not in mutable_values
+        if name not in training and name not in mutable
     }
-    averages = previous.ema if previous is not None else {}
     ema = {
         name: jnp.array(averages.get(name, value), copy=True)
-        for name, value in (trainable.items() if optimizer.ema is not None else ())
+        for name, value in (training.items() if optimizer.ema is not None else ())
     }
-    states = initial_states(optimizer, trainable, previous.optimizer if previous else None)
-    progress.moved = sorted({*progress.moved, *trainable, *mutable_names})
-    return State(Carried(trainable, mutable_values, states, ema), frozen, best, progress)
+    states = initial_states(optimizer, training, moments)
+    return Carried(training, mutable, states, ema), frozen

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -12,17 +11,21 @@ import jax.numpy as jnp
 import optax
 
 from tunekit.plans.optimizer import OptimizerSpec
+from tunekit.training.forgetting import l2_sp_gradients, mixed_out, named_key
 from tunekit.training.optimizers import apply_gradients
 
 Values = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]
+
+FEATURES = "features"
+"""Column of a batch that stands in place of the model's inputs: outputs of its frozen part."""
 
 
 class Objective(Protocol):
     """What a task gives the step. All of it is traced: pure functions of arrays."""
 
     def augment_batch(self, key: jax.Array, batch: Batch) -> Batch:
-        """Returns the batch as the loss takes it."""
+        """Returns the batch as the loss takes it; without inputs where it has features."""
         ...
 
     def inputs(self, batch: Batch) -> Any:
@@ -82,29 +85,47 @@ class Step:
     """Shape and dtype of the model's seed states, by structural name."""
     accumulate: int = 1
     """Micro-batches of a step."""
+    l2_sp: float = 0.0
+    """Pull towards the anchors."""
+    mixout: float = 0.0
+    """Probability of an anchor in a weight's place."""
 
-    def compiled(self, *arguments: Any) -> Callable[..., tuple[Carried, Measured]]:
-        """Returns the step compiled for `arguments`: (carried, frozen, batch, rate, key)."""
-        return jax.jit(self, donate_argnums=0).lower(*arguments).compile()
+    def lowered(self, *arguments: Any) -> jax.stages.Lowered:
+        """Returns the step lowered for `arguments`, or for their shapes; ready to compile."""
+        return jax.jit(self, donate_argnums=0).lower(*arguments)
 
     def __call__(
         self,
         carried: Carried,
         frozen: Values,
+        anchors: Values,
         batch: Batch,
-        learning_rate: jax.Array,
+        learning_rates: jax.Array,
         key: jax.Array,
     ) -> tuple[Carried, Measured]:
-        """Returns the state after one optimizer step on `batch`."""
-        total, weight, gradients, mutable = self._gradients(carried, frozen, batch, key)
+        """Returns the state after one optimizer step on `batch`.
+
+        Args:
+            carried: consumed.
+            frozen: values of all that neither trains nor moves.
+            anchors: values before training of what is pulled or mixed towards them; else empty.
+            batch: columns of the task, or `FEATURES` in place of its inputs.
+            learning_rates: float32 [trainable], in the order of the sorted names.
+            key: of all that is random in the step.
+        """
+        total, weight, gradients, mutable = self._gradients(carried, frozen, anchors, batch, key)
         weight = jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
         gradients = {name: value / weight for name, value in gradients.items()}
+        if self.l2_sp:
+            pull = l2_sp_gradients(carried.trainable, anchors, self.l2_sp)
+            gradients |= {name: gradients[name] + value for name, value in pull.items()}
         norm = optax.tree.norm(gradients)
         if self.optimizer.clip_norm is not None:
             factor = jnp.minimum(1.0, self.optimizer.clip_norm / jnp.maximum(norm, 1e-12))
             gradients = {name: value * factor for name, value in gradients.items()}
+        rates = dict(zip(sorted(self.trainable), learning_rates, strict=True))
         trainable, optimizer = apply_gradients(
-            self.optimizer, gradients, carried.optimizer, carried.trainable, learning_rate
+            self.optimizer, gradients, carried.optimizer, carried.trainable, rates
         )
         ema = {
             name: self._decay() * average + (1 - self._decay()) * trainable[name]
@@ -116,7 +137,7 @@ class Step:
         return self.optimizer.ema or 0.0
 
     def _gradients(
-        self, carried: Carried, frozen: Values, batch: Batch, key: jax.Array
+        self, carried: Carried, frozen: Values, anchors: Values, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, jax.Array, Values, Values]:
         """Summed loss, summed weight, summed gradients, and the mutable values afterwards."""
 
@@ -125,7 +146,7 @@ class Step:
             micro_batch, micro_key = inputs
             loss = jax.value_and_grad(self._summed_loss, has_aux=True)
             (new_total, (new_weight, mutable)), new_gradients = loss(
-                carried.trainable, mutable, frozen, micro_batch, micro_key
+                carried.trainable, mutable, frozen, anchors, micro_batch, micro_key
             )
             gradients = {name: gradients[name] + new_gradients[name] for name in gradients}
             return (total + new_total, weight + new_weight, gradients, mutable), None
@@ -143,22 +164,26 @@ class Step:
         return jax.lax.scan(micro_step, sums, (micro_batches, keys))[0]
 
     def _summed_loss(
-        self, trainable: Values, mutable: Values, frozen: Values, batch: Batch, key: jax.Array
+        self,
+        trainable: Values,
+        mutable: Values,
+        frozen: Values,
+        anchors: Values,
+        batch: Batch,
+        key: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array, Values]]:
         augment_key, seed_key = jax.random.split(key)
         batch = self.objective.augment_batch(augment_key, batch)
+        if self.mixout:
+            trainable = trainable | mixed_out(seed_key, trainable, anchors, self.mixout)
         values = {**frozen, **mutable, **trainable, **self._drawn_seeds(seed_key)}
-        outputs, updates = self.forward(
-            values, self.objective.inputs(batch), training=True, trainable=self.trainable
-        )
+        inputs = batch[FEATURES] if FEATURES in batch else self.objective.inputs(batch)
+        outputs, updates = self.forward(values, inputs, training=True, trainable=self.trainable)
         total, weight = self.objective.loss(outputs, batch)
         return total, (weight, {name: updates.get(name, mutable[name]) for name in mutable})
 
     def _drawn_seeds(self, key: jax.Array) -> Values:
         return {
-            # By name, not by place: what else is in the model does not change a layer's masks.
-            name: jax.random.bits(
-                jax.random.fold_in(key, zlib.crc32(name.encode())), shape, jnp.uint32
-            ).astype(dtype)
+            name: jax.random.bits(named_key(key, name), shape, jnp.uint32).astype(dtype)
             for name, (shape, dtype) in self.seeds.items()
         }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,25 +17,13 @@ from tunekit.models.forward import Forward
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.training.checkpoints import Checkpoints
+from tunekit.training.feed import Feed, TrainingBatches
+from tunekit.training.programs import Programs
 from tunekit.training.progress import Reporter, SilentReporter
 from tunekit.training.spec import RuntimeSpec
 from tunekit.training.state import NO_SCORE, Progress, State, enter_phase
-from tunekit.training.step import Measured, Objective, Step, Values
-
-Evaluate = Callable[[Values], Mapping[str, Any]]
-
-
-class TrainingBatches(Protocol):
-    """Batches of one static shape, the same for the same epoch and step (``data.pipeline``)."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of one pass."""
-        ...
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """Returns the batches of a pass from `start_step` on."""
-        ...
+from tunekit.training.statistics import reestimated
+from tunekit.training.step import Measured
 
 
 @dataclass(frozen=True)
@@ -44,9 +32,12 @@ class Trained:
 
     history: list[dict[str, Any]]
     """One row a pass over the data."""
+    phases: list[dict[str, Any]]
+    """What each phase was and cost: label, parameters that train, steps, epochs, best score…"""
     compiles: int
     """Programs compiled for training steps."""
     compile_seconds: float
+    """XLA's time for them, also where training went on meanwhile."""
     steps: int
     """Optimizer steps done in all, earlier runs that this one resumed included."""
 
@@ -59,21 +50,22 @@ class Trainer:
     """
 
     forward: Forward
-    objective: Objective
-    batches: TrainingBatches
+    """Of the whole model."""
     phases: Sequence[ResolvedPhase]
+    feeds: Sequence[Feed]
+    """One a phase."""
     optimizer: OptimizerSpec
+    """Of every phase that has none of its own."""
     runtime: RuntimeSpec
     seed: int
-    accumulate: int = 1
-    """Micro-batches of an optimizer step."""
-    evaluate: Evaluate | None = None
-    """From every value of the model to validation metrics; `None` without validation data."""
     checkpoints: Checkpoints | None = None
     reporter: Reporter = field(default_factory=SilentReporter)
-    _compiled: dict[frozenset[str], Callable[..., Any]] = field(default_factory=dict, init=False)
-    _compile_seconds: float = field(default=0.0, init=False)
+    _programs: Programs = field(init=False)
     _state: State | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Prepares the programs; nothing is compiled yet."""
+        self._programs = Programs(self.forward, self.phases, self.feeds, self.optimizer)
 
     def fit(self) -> Trained:
         """Trains, and leaves the trained values in the model.
@@ -92,81 +84,117 @@ class Trainer:
                 self.forward.assign(self._state.moved(averaged=True))
             raise
         finally:
+            self._programs.close()
             self.reporter.close()
         best = state.best if self.runtime.restore_best else None
         # What the best evaluation had not moved yet is in the model as it was then.
         self.forward.assign(state.moved(averaged=True) if best is None else best)
         return Trained(
-            state.progress.history, len(self._compiled), self._compile_seconds, state.progress.step
+            history=state.progress.history,
+            phases=state.progress.phases,
+            compiles=len(self._programs),
+            compile_seconds=self._programs.seconds,
+            steps=state.progress.step,
         )
 
     def _first_state(self) -> State:
         if self.checkpoints is not None and self.runtime.resume:
-            restored = self.checkpoints.restore(self.forward, self.phases, self.optimizer)
+            optimizers = [self._programs.optimizer_of(i) for i in range(len(self.phases))]
+            restored = self.checkpoints.restore(self.forward, self.phases, optimizers)
             if restored is not None:
                 return restored
         if self.checkpoints is not None:
             self.checkpoints.clear()
+        return self._entered(0, self.forward.values(), Progress())
+
+    def _entered(
+        self,
+        index: int,
+        values: Mapping[str, jax.Array],
+        progress: Progress,
+        previous: State | None = None,
+    ) -> State:
+        optimizer_of = self._programs.optimizer_of
         return enter_phase(
             self.forward,
-            self.phases[0],
-            self.forward.values(),
-            self.optimizer,
-            previous=None,
-            best=None,
-            progress=Progress(),
+            self.phases[index],
+            values,
+            optimizer_of(index),
+            previous=previous,
+            previous_optimizer=optimizer_of(index - 1) if previous else None,
+            progress=progress,
         )
 
     def _run_phases(self, state: State) -> State:
         while True:
             self._state = state
-            self._run_phase(state, self.phases[state.progress.phase])
+            self._run_phase(state)
+            self._record_phase(state)
             if state.progress.phase + 1 == len(self.phases):
                 return state
             state = self._next_phase(state)
 
     def _next_phase(self, state: State) -> State:
         progress = state.progress
-        progress.first_epoch += math.ceil(progress.phase_step / self.batches.steps_per_epoch)
+        per_epoch = self.feeds[progress.phase].steps_per_epoch
+        progress.first_epoch += math.ceil(progress.phase_step / per_epoch)
         progress.phase += 1
         progress.phase_step = progress.waited = 0
         progress.phase_best_score = NO_SCORE
-        return enter_phase(
-            self.forward,
-            self.phases[progress.phase],
-            state.values(),
-            self.optimizer,
-            previous=state.carried,
-            best=state.best,
-            progress=progress,
-        )
+        values = {**state.values(), **(state.phase_best or {})}
+        return self._entered(progress.phase, values, progress, state)
 
-    def _run_phase(self, state: State, phase: ResolvedPhase) -> None:
-        progress = state.progress
-        if progress.phase_step == phase.steps or self._is_stopped(progress, phase):
+    def _run_phase(self, state: State) -> None:
+        progress, phase = state.progress, self.phases[state.progress.phase]
+        if self._is_over(progress, phase):
             return  # Resumed from a checkpoint at the phase's very end.
         self.reporter.phase(self._describe(phase, progress))
-        while progress.phase_step < phase.steps and not self._is_stopped(progress, phase):
-            self._run_pass(state, phase)
+        feed = self.feeds[progress.phase]
+        if phase.spec.batch_norm == "reestimated" and progress.phase_step == 0:
+            measured = reestimated(self.forward, feed, state.values(), phase.trainable)
+            state.carried.mutable.update(measured)
+        batches = feed.open(state.values())
+        while not self._is_over(progress, phase):
+            self._run_pass(state, phase, batches)
+
+    def _is_over(self, progress: Progress, phase: ResolvedPhase) -> bool:
+        return progress.phase_step == phase.steps or self._is_stopped(progress, phase)
+
+    def _record_phase(self, state: State) -> None:
+        """Adds what became of the phase to the record; after a resume it may be there already."""
+        progress, phase = state.progress, self.phases[state.progress.phase]
+        feed, best = self.feeds[progress.phase], progress.phase_best_score
+        record = {
+            "label": phase.label,
+            "parameters": self._parameters(phase.trainable),
+            "steps": progress.phase_step,
+            "epochs": progress.phase_step / feed.steps_per_epoch,
+            "stopped_early": progress.phase_step < phase.steps,
+            "best_score": None if best == NO_SCORE else best,
+            "start": feed.start,
+        }
+        progress.phases[progress.phase :] = [record]
 
     def _describe(self, phase: ResolvedPhase, progress: Progress) -> str:
-        count = sum(int(np.prod(self.forward.variables[n].shape)) for n in phase.trainable)
-        share = count / sum(
-            int(np.prod(self.forward.variables[n].shape)) for n in self.forward.names("weight")
-        )
+        count = self._parameters(phase.trainable)
+        share = count / max(self._parameters(self.forward.names("weight")), 1)
+        feed = self.feeds[progress.phase]
+        start = f"  from {feed.start}" if feed.start else ""
         return (
             f"phase {progress.phase + 1}/{len(self.phases)}: {phase.label}  "
-            f"{count:,} parameters train ({share:.1%})  {phase.steps} steps"
+            f"{count:,} parameters train ({share:.1%})  {phase.steps} steps{start}"
         )
 
-    def _run_pass(self, state: State, phase: ResolvedPhase) -> None:
+    def _parameters(self, names: Iterable[str]) -> int:
+        return sum(int(np.prod(self.forward.variables[name].shape)) for name in names)
+
+    def _run_pass(self, state: State, phase: ResolvedPhase, batches: TrainingBatches) -> None:
         """One pass over the data, or what the phase leaves of it; then its row."""
-        progress, per_epoch = state.progress, self.batches.steps_per_epoch
+        progress, per_epoch = state.progress, batches.steps_per_epoch
         epoch = progress.first_epoch + progress.phase_step // per_epoch
         since, examples_before = time.perf_counter(), progress.loss_weight
-        batches = self.batches.epoch(epoch, progress.phase_step % per_epoch)
         pending: tuple[Measured, float, float] | None = None
-        for batch in batches:
+        for batch in batches.epoch(epoch, progress.phase_step % per_epoch):
             rate = float(phase.learning_rates[progress.phase_step])
             measured = self._step(state, phase, batch, rate)
             progress.step += 1
@@ -174,8 +202,8 @@ class Trainer:
             # One step late: reading a loss waits for its step, and the next is under way by then.
             self._read(state, pending)
             pending = (measured, float(batch["weight"].sum()), rate)
-            at_end = progress.phase_step in (phase.steps,) or progress.phase_step % per_epoch == 0
-            if not at_end and self._is_due(progress.step):
+            at_end = progress.phase_step == phase.steps or progress.phase_step % per_epoch == 0
+            if not at_end and self._is_due(progress):
                 self._read(state, pending)
                 pending = None
                 self._save(state)
@@ -188,24 +216,16 @@ class Trainer:
     def _step(
         self, state: State, phase: ResolvedPhase, batch: Mapping[str, np.ndarray], rate: float
     ) -> Measured:
+        index = state.progress.phase
         key = jax.random.fold_in(jax.random.key(self.seed), state.progress.step)
-        arguments = (state.carried, state.frozen, dict(batch), np.float32(rate), key)
-        if phase.trainable not in self._compiled:
-            since = time.perf_counter()
-            self._compiled[phase.trainable] = self._new_step(phase).compiled(*arguments)
-            self._compile_seconds += time.perf_counter() - since
-        state.carried, measured = self._compiled[phase.trainable](*arguments)
+        rates = np.float32(rate) * _ordered(phase)
+        anchors = self._programs.anchors_of(index)
+        arguments = (state.frozen, anchors, dict(batch), rates, key)
+        program = self._programs.of(index, state.carried, *arguments)
+        state.carried, measured = program(state.carried, *arguments)
+        # The device is busy with the step: time to trace what comes next.
+        self._programs.prepare(index + 1)
         return measured
-
-    def _new_step(self, phase: ResolvedPhase) -> Step:
-        seeds = {
-            name: (tuple(variable.shape), variable.dtype)
-            for name, variable in self.forward.variables.items()
-            if self.forward.roles[name] == "seed"
-        }
-        return Step(
-            self.forward, self.objective, self.optimizer, phase.trainable, seeds, self.accumulate
-        )
 
     def _read(self, state: State, pending: tuple[Measured, float, float] | None) -> None:
         if pending is None:
@@ -232,24 +252,26 @@ class Trainer:
             "learning_rate": float(phase.learning_rates[progress.phase_step - 1]),
         }
         progress.loss_sum = progress.loss_weight = 0.0
-        if self.evaluate is not None:
-            metrics = self.evaluate(state.values(averaged=True))
+        evaluate = self.feeds[progress.phase].evaluate
+        if evaluate is not None:
+            metrics = evaluate(state.values(averaged=True))
             row |= {f"val_{name}": v for name, v in metrics.items() if isinstance(v, float)}
-            self._score(state, metrics)
+            self._score(state, phase, metrics)
         row |= {"seconds": seconds, "examples_per_second": examples / max(seconds, 1e-9)}
         progress.history.append(row)
         self.reporter.row(row)
-        last = progress.phase_step == phase.steps or self._is_stopped(progress, phase)
-        if last or self._is_due(progress.step):
+        if self._is_over(progress, phase) or self._is_due(progress):
             self._save(state)
 
-    def _score(self, state: State, metrics: Mapping[str, Any]) -> None:
+    def _score(self, state: State, phase: ResolvedPhase, metrics: Mapping[str, Any]) -> None:
         progress, monitor = state.progress, self.runtime.monitor
         progress.score = -metrics[monitor] if monitor == "loss" else metrics[monitor]
         progress.waited += 1
         if progress.score > progress.phase_best_score:
             progress.phase_best_score = progress.score
             progress.waited = 0
+            if phase.patience is not None:
+                state.keep_as_phase_best()
         if progress.score > progress.best_score:
             progress.best_score = progress.score
             state.keep_as_best(self.forward)
@@ -257,13 +279,19 @@ class Trainer:
     def _is_stopped(self, progress: Progress, phase: ResolvedPhase) -> bool:
         return phase.patience is not None and progress.waited >= phase.patience
 
-    def _is_due(self, step: int) -> bool:
-        """Whether a checkpoint is to be written after this step."""
+    def _is_due(self, progress: Progress) -> bool:
+        """Whether a checkpoint is to be written now."""
         if self.checkpoints is None or self.runtime.checkpoint_every is None:
             return False
         every = Duration.parse(self.runtime.checkpoint_every)
-        return step % every.to_steps(self.batches.steps_per_epoch) == 0
+        per_epoch = self.feeds[progress.phase].steps_per_epoch
+        return progress.step % every.to_steps(per_epoch) == 0
 
     def _save(self, state: State) -> None:
         if self.checkpoints is not None and self.runtime.checkpoint_every is not None:
             self.checkpoints.save(state)
+
+
+def _ordered(phase: ResolvedPhase) -> np.ndarray:
+    """The multipliers of what trains, float32, in the order in which a step takes rates."""
+    return np.array([phase.multipliers[name] for name in sorted(phase.trainable)], np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,8 +14,9 @@ import numpy as np
 from tunekit.models.forward import Forward
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.phase import Phase
-from tunekit.plans.resolve import resolve_plan
+from tunekit.plans.resolve import ResolvedPhase, resolve_plan
 from tunekit.rules import matching
+from tunekit.training.feed import Evaluate, Feed
 from tunekit.training.spec import RuntimeSpec
 from tunekit.training.trainer import Trainer
 
@@ -75,22 +77,49 @@ class Rows:
         rng = np.random.default_rng(seed)
         self.label = rng.integers(0, CLASSES, 22).astype(np.int32)
         self.x = (rng.normal(size=(22, 4)) + self.label[:, None]).astype(np.float32)
-        self._seed, self._size = seed, batch_size
+        self._seed, self.size = seed, batch_size
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches of one pass."""
-        return -(-len(self.label) // self._size)
+        return -(-len(self.label) // self.size)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Yields the batches of a pass."""
         order = np.random.default_rng((self._seed, epoch)).permutation(len(self.label))
         for step in range(start_step, self.steps_per_epoch):
-            rows = order[step * self._size : (step + 1) * self._size]
-            weight = np.zeros(self._size, np.float32)
+            rows = order[step * self.size : (step + 1) * self.size]
+            weight = np.zeros(self.size, np.float32)
             weight[: len(rows)] = 1
-            rows = np.resize(rows, self._size)
+            rows = np.resize(rows, self.size)
             yield {"x": self.x[rows], "label": self.label[rows], "weight": weight}
+
+
+def small_feed(
+    forward: Forward,
+    phase: ResolvedPhase,
+    batches: Any,
+    evaluate: Evaluate | None = None,
+    accumulate: int = 1,
+) -> Feed:
+    """The data side of a phase of the small model."""
+    policy = phase.spec.batch_norm
+    forward = replace(
+        forward,
+        batch_norm="follow" if policy == "reestimated" else policy,
+        frozen_dropout=phase.spec.frozen_dropout,
+    )
+    first = next(iter(Rows(batch_size=batches.size).epoch(0)))
+    return Feed(
+        forward=forward,
+        objective=Classify(),
+        columns={n: jax.ShapeDtypeStruct(c.shape, c.dtype) for n, c in first.items()},
+        steps_per_epoch=batches.steps_per_epoch,
+        open=lambda values: batches,
+        accumulate=accumulate,
+        evaluate=evaluate,
+        measure=replace(forward, largest_momentum=0.0),
+    )
 
 
 def small_trainer(model: keras.Model, plan: Sequence[Phase], **changes: Any) -> Trainer:
@@ -103,8 +132,10 @@ def small_trainer(model: keras.Model, plan: Sequence[Phase], **changes: Any) -> 
         return frozenset(name for pattern in patterns for name in matching(pattern, weights))
 
     phases = resolve_plan(
-        plan, select, default_train=(".*",), steps_per_epoch=batches.steps_per_epoch
+        plan, select, default_train=(".*",), steps_per_epoch=lambda _: batches.steps_per_epoch
     )
+    evaluate, accumulate = changes.pop("evaluate", None), changes.pop("accumulate", 1)
+    feeds = [small_feed(forward, phase, batches, evaluate, accumulate) for phase in phases]
     defaults: dict[str, Any] = {
         "optimizer": OptimizerSpec(),
         "runtime": RuntimeSpec(restore_best=False),
@@ -112,9 +143,8 @@ def small_trainer(model: keras.Model, plan: Sequence[Phase], **changes: Any) -> 
     }
     return Trainer(
         forward=forward,
-        objective=Classify(),
-        batches=batches,
         phases=phases,
+        feeds=feeds,
         **(defaults | changes),
     )
 

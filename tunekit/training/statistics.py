@@ -1,0 +1,74 @@
+"""BatchNorm statistics measured anew: one pass over the training data, no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tunekit.models.forward import Forward
+from tunekit.training.feed import Feed
+from tunekit.training.step import FEATURES, Values
+
+_MEAN, _VARIANCE = "moving_mean", "moving_variance"
+
+
+def reestimated(forward: Forward, feed: Feed, values: Values, trainable: Collection[str]) -> Values:
+    """Returns the statistics of the norms that train, as the training data give them.
+
+    Every norm that trains normalises by its batch during the pass, as it will in training. The
+    batches' moments are averaged by their sizes: E[x] and E[x^2] - E[x]^2 over all of them (Wu &
+    Johnson 2021, https://arxiv.org/abs/2105.07576, section 3). Other norms keep theirs.
+
+    Args:
+        forward: the whole model's.
+        feed: of the phase.
+        values: every value of the model by structural name.
+        trainable: names of what trains in the phase.
+    """
+    names = [n for n in forward.names("statistic") if n.endswith((_MEAN, _VARIANCE))]
+    measure = feed.measure
+    assert measure is not None, "the feed of a phase that measures statistics has a way to"
+
+    @jax.jit
+    def moments(values: Values, batch: dict[str, Any]) -> Values:
+        prepared = feed.objective.augment_batch(jax.random.key(0), batch)
+        inputs = prepared[FEATURES] if FEATURES in batch else feed.objective.inputs(prepared)
+        _, updates = measure(values, inputs, training=True, trainable=frozenset(trainable))
+        return {name: updates[name] for name in names if name in updates}
+
+    sums: dict[str, np.ndarray] = {}
+    weight = 0.0
+    for batch in feed.open(values).epoch(0):
+        found = {name: np.asarray(v, np.float64) for name, v in moments(values, batch).items()}
+        size = float(np.sum(batch["weight"]))
+        weight += size
+        for name, value in _raw(found).items():
+            sums[name] = sums.get(name, 0.0) + size * value
+    means = {name: total / weight for name, total in sums.items()}
+    central = _central(means)
+    return {name: jnp.asarray(v, values[name].dtype) for name, v in central.items()}
+
+
+def _raw(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Means and, in the variances' place, second moments about zero, which average."""
+    return {
+        name: value + found[_mean_of(name)] ** 2 if name.endswith(_VARIANCE) else value
+        for name, value in found.items()
+    }
+
+
+def _central(means: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        name: np.maximum(value - means[_mean_of(name)] ** 2, 0.0)
+        if name.endswith(_VARIANCE)
+        else value
+        for name, value in means.items()
+    }
+
+
+def _mean_of(variance: str) -> str:
+    return variance.removesuffix(_VARIANCE) + _MEAN
