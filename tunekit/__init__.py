@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunekit import errors as errors
+    from tunekit import plans as plans
     from tunekit.data.spec import AugmentSpec as AugmentSpec
     from tunekit.data.spec import BatchSpec as BatchSpec
+    from tunekit.data.spec import CacheSpec as CacheSpec
     from tunekit.data.spec import DataSpec as DataSpec
     from tunekit.data.spec import RandAugmentSpec as RandAugmentSpec
     from tunekit.errors import TunekitError as TunekitError
@@ -39,6 +41,7 @@ _HOMES = {
     "AugmentSpec": "tunekit.data.spec",
     "BackboneSpec": "tunekit.models.spec",
     "BatchSpec": "tunekit.data.spec",
+    "CacheSpec": "tunekit.data.spec",
     "DataSpec": "tunekit.data.spec",
     "HeadSpec": "tunekit.models.spec",
     "Model": "tunekit.models.model",
@@ -57,12 +60,14 @@ _HOMES = {
     "run": "tunekit.finetune",
 }
 
-__all__ = [*_HOMES, "errors"]  # pyright: ignore[reportUnsupportedDunderAll]
+_MODULES = ("errors", "plans")
+
+__all__ = [*_HOMES, *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return importlib.import_module("tunekit.errors")
+    if name in _MODULES:
+        return importlib.import_module(f"tunekit.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'tunekit' has no attribute {name!r}{_near(name)}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

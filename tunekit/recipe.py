@@ -7,24 +7,31 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, Union, get_args
 
 from annotated_types import Ge, MinLen
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
 
 from tunekit import recipe_text
-from tunekit.data.spec import AugmentSpec, BatchSpec, DataSpec
+from tunekit.data.spec import AugmentSpec, BatchSpec, CacheSpec, DataSpec
 from tunekit.errors import Issue, RecipeError
 from tunekit.methods.spec import MethodName
 from tunekit.models.spec import BackboneSpec, HeadSpec
+from tunekit.plans.builders import Builder
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.phase import Phase
 from tunekit.recipe_checks import contradictions
-from tunekit.recipe_issues import Keys, dotted, plain, translate
+from tunekit.recipe_issues import Keys, build_of, dotted, plain, translate
 from tunekit.recipe_keywords import as_keywords, to_tree
 from tunekit.shipped import recipe_path
 from tunekit.tasks.spec import TaskSpec
 from tunekit.training.spec import RuntimeSpec
+
+if TYPE_CHECKING:
+    PlanItem = Phase | Builder
+else:  # pydantic is told which of them an item is: its mistakes are then those of that one alone
+    _TAGGED = tuple(Annotated[item, Tag(build_of(item))] for item in (Phase, *get_args(Builder)))
+    PlanItem = Annotated[Union[_TAGGED], Discriminator(build_of)]  # noqa: UP007
 
 
 class Recipe(BaseModel):
@@ -55,12 +62,14 @@ class Recipe(BaseModel):
     """How training images are varied."""
     method: MethodName = "full"
     """What may train: any variable, or those of the head only."""
-    plan: Annotated[tuple[Phase, ...], MinLen(1)]
-    """The phases of training, one after the other."""
+    plan: Annotated[tuple[PlanItem, ...], MinLen(1)]
+    """The phases of training, one after the other; or builders, which become phases."""
     optimizer: OptimizerSpec = OptimizerSpec()
     """How gradients become steps."""
     batch: BatchSpec = BatchSpec()
     """How examples become batches."""
+    cache: CacheSpec = CacheSpec()
+    """Where the outputs of the frozen part are kept; a word alone is its store."""
     runtime: RuntimeSpec = RuntimeSpec()
     """Where a run writes, and how often it looks at itself."""
 
@@ -122,11 +131,21 @@ class Recipe(BaseModel):
     def json_schema(cls) -> dict[str, Any]:
         """Returns the JSON schema of recipes, by which editors complete and check them."""
         head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-        return head | cls.model_json_schema()
+        schema: dict[str, Any] = head | cls.model_json_schema()
+        cache = schema["properties"]["cache"]
+        store = schema["$defs"]["CacheSpec"]["properties"]["store"]
+        cache["anyOf"] = [{"$ref": cache.pop("$ref")}, {"enum": store["enum"]}]
+        return schema
 
     def to_yaml(self) -> str:
         """Returns the recipe with every field spelled out."""
-        return recipe_text.dump(self.model_dump(mode="json"))
+        tree = self.model_dump(mode="json")
+        # What an item is comes before what it holds.
+        fields = [
+            sorted(item.items(), key=lambda pair: pair[0] != "build") for item in tree["plan"]
+        ]
+        tree["plan"] = [dict(pairs) for pairs in fields]
+        return recipe_text.dump(tree)
 
     def save(self, path: str | Path) -> None:
         """Writes the recipe as YAML."""
@@ -140,6 +159,8 @@ def _fill(recipe: Recipe, tree: dict[str, Any], issues: list[Issue]) -> None:
         RecipeError: with the `issues` found before and all that is wrong with `tree`.
     """
     tree = plain(tree, issues)
+    if isinstance(tree.get("cache"), (str, bool)):
+        tree["cache"] = {"store": tree["cache"]}
     mistakes = _validate(recipe, tree)
     if mistakes:
         # What was right goes on to the checks of combinations, beside defaults for the rest.
@@ -174,9 +195,10 @@ def _mended(tree: dict[str, Any], mistakes: Sequence[Keys]) -> dict[str, Any]:
     """Returns `tree` without the mistaken fields, and with a plan."""
     mended = copy.deepcopy(tree)
     for keys in mistakes:
-        if len(keys) == 2 and keys[0] == "plan":
-            keys = ("plan", keys[1], "epochs")
-            mended["plan"][keys[1]] = {}
+        if keys[0] == "plan" and keys[1:]:
+            # What else is wrong with a mistaken item cannot be told from the mistake.
+            mended["plan"][keys[1]] = {"epochs": 1}
+            continue
         *way, last = keys
         while isinstance(last, int):
             *way, last = way

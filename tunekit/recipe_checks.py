@@ -7,7 +7,9 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunekit.errors import Issue
-from tunekit.methods.spec import refusal
+from tunekit.methods.spec import refusal, refusal_of_builder
+from tunekit.plans.builders_rates import Discriminative, LayerDecay
+from tunekit.plans.phase import Phase
 from tunekit.plans.selection import syntax_issues
 from tunekit.recipe_issues import Keys, dotted
 
@@ -28,6 +30,7 @@ def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
     for section in type(recipe).model_fields:
         yield from _within(getattr(recipe, section), (section,))
     yield from _of_train(recipe)
+    yield from _of_first_schedule(recipe)
     yield from _of_class_weights(recipe)
     yield from _of_precision(recipe)
 
@@ -47,16 +50,36 @@ def _within(value: Any, keys: Keys) -> Iterator[Contradiction]:
 
 
 def _of_train(recipe: Recipe) -> Iterator[Contradiction]:
-    for index, phase in enumerate(recipe.plan):
-        if phase.train is None:
-            continue
-        keys = ("plan", index, "train")
-        selectors = (phase.train,) if isinstance(phase.train, str) else phase.train
-        syntax = syntax_issues(selectors)
-        for message in syntax:
-            yield Contradiction(Issue(dotted(keys), message), (keys,))
-        if not syntax and (message := refusal(recipe.method, selectors)):
-            yield Contradiction(Issue(dotted(keys), message), (keys, ("method",)))
+    for index, item in enumerate(recipe.plan):
+        if isinstance(item, Phase):
+            keys = ("plan", index, "multipliers")
+            for message in syntax_issues(list(item.multipliers)):
+                yield Contradiction(Issue(dotted(keys), message), (keys,))
+        if not isinstance(item, Phase | LayerDecay | Discriminative):
+            keys = ("plan", index, "build")
+            if message := refusal_of_builder(recipe.method, item.build):
+                yield Contradiction(Issue(dotted(keys), message), (keys, ("method",)))
+        elif item.train is not None:
+            yield from _of_selectors(recipe, item.train, ("plan", index, "train"))
+
+
+def _of_selectors(
+    recipe: Recipe, train: str | tuple[str, ...], keys: Keys
+) -> Iterator[Contradiction]:
+    selectors = (train,) if isinstance(train, str) else train
+    syntax = syntax_issues(selectors)
+    for message in syntax:
+        yield Contradiction(Issue(dotted(keys), message), (keys,))
+    if not syntax and (message := refusal(recipe.method, selectors)):
+        yield Contradiction(Issue(dotted(keys), message), (keys, ("method",)))
+
+
+def _of_first_schedule(recipe: Recipe) -> Iterator[Contradiction]:
+    first = recipe.plan[0]
+    if isinstance(first, Phase) and first.schedule == "continue":
+        message = "no phase comes before it to go on with; choose a course such as cosine."
+        keys = ("plan", 0, "schedule")
+        yield Contradiction(Issue(dotted(keys), message), (keys,))
 
 
 def _of_precision(recipe: Recipe) -> Iterator[Contradiction]:

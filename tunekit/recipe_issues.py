@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,16 @@ from tunekit.errors import Issue, did_you_mean
 
 Keys = tuple[str | int, ...]
 """The way to a value: keys of mappings and indices of lists."""
+
+PHASE = ""
+"""Tag of a plan's item without the field `build`: a phase."""
+
+
+def build_of(item: Any) -> str:
+    """Returns the builder that an item of the plan, plain or not, is; or the tag of a phase."""
+    if isinstance(item, dict):
+        return str(item["build"]) if "build" in item else PHASE
+    return getattr(item, "build", PHASE)
 
 
 def dotted(keys: Keys) -> str:
@@ -56,13 +66,13 @@ def translate(
         schema: the JSON schema of the recipe, for the names of fields.
     """
     placed = [(*_place(error, tree), error) for error in errors]
-    found = []
+    found, within = [], _Within(schema, tree)
     for base, group in groupby(placed, key=lambda item: item[1]):
         members = list(group)
         # Of the alternatives of a union, the one that got further is the one that was meant.
         deeper = [member for member in members if len(member[0]) > len(base)]
         for keys, same in groupby(deeper or members, key=lambda item: item[0]):
-            found.append((keys, _message([item[2] for item in same], keys, schema)))
+            found.append((keys, _message([item[2] for item in same], keys, within)))
     # pydantic counts only the right items of a list: with a mistaken one it is too short besides.
     return [
         (keys, message)
@@ -85,8 +95,11 @@ def _place(error: Mapping[str, Any], tree: Any) -> tuple[Keys, Keys]:
             keys, tree = (*keys, part), tree[part]
         elif named or (last and error["type"] == "missing"):
             keys, tree = (*keys, part), tree.get(part)
-        else:  # pydantic's name for an alternative of a union
+        elif not (keys[:1] == ("plan",) and part == build_of(tree)):
+            # pydantic's name for an alternative of a union, of which no field said which it is.
             union = keys if union is None else union
+    if error["type"] == "union_tag_invalid":
+        keys = (*keys, "build")
     return keys, keys if union is None else union
 
 
@@ -109,15 +122,16 @@ _EXPECTED = {
     "too_long": "a list of at most {max_length}",
     "missing": "a longer list",
     "literal_error": "{expected}",
+    "union_tag_invalid": "one of {expected_tags}",
 }
 
 
-def _message(errors: Sequence[Mapping[str, Any]], keys: Keys, schema: Mapping[str, Any]) -> str:
+def _message(errors: Sequence[Mapping[str, Any]], keys: Keys, within: _Within) -> str:
     first = errors[0]
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return _unknown(keys, schema)
+        return _unknown(keys, within)
     if first["type"] == "missing" and isinstance(first["loc"][-1], str):
-        about = _at(schema, keys).get("description", "")
+        about = within.at(keys).get("description", "")
         return f"is required. {about}".rstrip()
     expected = dict.fromkeys(
         _EXPECTED[error["type"]].format(**error.get("ctx", {}))
@@ -126,6 +140,8 @@ def _message(errors: Sequence[Mapping[str, Any]], keys: Keys, schema: Mapping[st
         for error in errors
     )
     value = first["input"]
+    if first["type"] == "union_tag_invalid":
+        value, expected = value["build"], dict.fromkeys(x.replace("'', ", "") for x in expected)
     literals = re.findall("'([^']*)'", " ".join(expected))
     return (
         f"expected {', or '.join(expected)}; got {json.dumps(value, ensure_ascii=False)}."
@@ -142,38 +158,72 @@ def _hint(value: Any, expected: Mapping[str, None]) -> str:
     return " Leave the quotes out." if numeric and "number" in " ".join(expected) else ""
 
 
-def _unknown(keys: Keys, schema: Mapping[str, Any]) -> str:
+def _unknown(keys: Keys, within: _Within) -> str:
     name, parent = str(keys[-1]), keys[:-1]
-    options = list(_at(schema, parent).get("properties", {}))
+    options = list(within.at(parent).get("properties", {}))
     holder = dotted(parent) or "a recipe"
     if hint := did_you_mean(name, options):
         return f"{holder} has no such field.{hint}"
-    homes = [home for home in _all_fields(schema) if home.rpartition(".")[2] == name]
+    if keys[:1] == ("plan",) and len(keys) == 3:
+        return _unknown_in_item(name, holder, options, within)
+    homes = [home for home in within.all_fields() if home.rpartition(".")[2] == name]
     if homes:
         return f"{holder} has no such field; it belongs in {' or '.join(homes)}."
     return f"{holder} has no such field; it has {', '.join(options)}."
 
 
-def _at(schema: Mapping[str, Any], keys: Keys) -> Mapping[str, Any]:
-    """Returns the part of the JSON schema that describes the value at `keys`."""
-    here = schema
-    for key in keys:
-        here = _resolved(here, schema)
-        here = here["items"] if isinstance(key, int) else here.get("properties", {}).get(key, {})
-    return _resolved(here, schema)
+def _unknown_in_item(name: str, holder: str, options: list[str], within: _Within) -> str:
+    """What to do with a field of a phase in a builder, and of a builder in a phase."""
+    has = f"{holder} has no such field; it has {', '.join(options)}."
+    if "build" in options:
+        return f"{has} `tunekit plan-preview` writes its phases out, which have all fields."
+    builders = [build for build, fields in within.builders() if name in fields]
+    return f"{holder} has no such field; build: {' or '.join(builders)} has." if builders else has
 
 
-def _resolved(part: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns `part` with its reference, or the one alternative that is a mapping, looked up."""
-    for option in (part, *part.get("anyOf", ())):
-        if "$ref" in option:
-            return schema["$defs"][option["$ref"].rpartition("/")[2]]
-    return part
+@dataclass(frozen=True)
+class _Within:
+    """The JSON schema of recipes, beside the plain values that it is to describe."""
 
+    schema: Mapping[str, Any]
+    tree: Any
 
-def _all_fields(schema: Mapping[str, Any]) -> Iterator[str]:
-    for section, part in schema["properties"].items():
-        within = _resolved(part, schema)
-        if "items" in part:
-            section, within = f"{section}[0]", _resolved(part["items"], schema)
-        yield from (f"{section}.{field}" for field in within.get("properties", {}))
+    def at(self, keys: Keys) -> Mapping[str, Any]:
+        """Returns the part of the schema that describes the value at `keys`."""
+        here: Mapping[str, Any] = self.schema
+        value = self.tree
+        for key in keys:
+            here = self._resolved(here, value)
+            if isinstance(value, list) and isinstance(key, int):
+                value = value[key]
+            else:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            here = (
+                here["items"] if isinstance(key, int) else here.get("properties", {}).get(key, {})
+            )
+        return self._resolved(here, value)
+
+    def all_fields(self) -> Iterator[str]:
+        """Yields the place of every field of every section; in the plan, of a phase."""
+        for section, part in self.schema["properties"].items():
+            within = self._resolved(part, None)
+            if "items" in part:
+                section, within = f"{section}[0]", self._resolved(part["items"], None)
+            yield from (f"{section}.{field}" for field in within.get("properties", {}))
+
+    def builders(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yields the name and the fields of every builder of plans."""
+        for part in self.schema["$defs"].values():
+            if build := part["properties"].get("build"):
+                yield build["const"], part["properties"]
+
+    def _resolved(self, part: Mapping[str, Any], value: Any) -> Mapping[str, Any]:
+        """Returns `part` with its reference, or the alternative that is `value`'s, looked up."""
+        for option in (part, *part.get("anyOf", ()), *part.get("oneOf", ())):
+            if "$ref" not in option:
+                continue
+            found = self.schema["$defs"][option["$ref"].rpartition("/")[2]]
+            build = found["properties"].get("build", {}).get("const", PHASE)
+            if "oneOf" not in part or build == build_of(value):
+                return found
+        return part

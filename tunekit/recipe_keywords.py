@@ -7,10 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tunekit.data.spec import AugmentSpec, BatchSpec, DataSpec
+from tunekit.data.spec import AugmentSpec, BatchSpec, CacheSpec, DataSpec
 from tunekit.errors import Issue, did_you_mean
 from tunekit.methods.spec import DEFAULT_LEARNING_RATE
 from tunekit.models.spec import BackboneSpec, HeadSpec
+from tunekit.plans.builders import Builder, Discriminative
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.phase import Phase
 from tunekit.tasks.spec import TaskSpec
@@ -35,6 +36,7 @@ _FIELDS = {
     "weight_decay": "optimizer.weight_decay",
     "batch_size": "batch.size",
     "accumulate": "batch.accumulate",
+    "cache": "cache.store",
     "augment": "augment",
     "label_smoothing": "task.label_smoothing",
     "class_weights": "task.class_weights",
@@ -57,6 +59,7 @@ _SPECS = {
     "optimizer": OptimizerSpec,
     "augment": AugmentSpec,
     "batch": BatchSpec,
+    "cache": CacheSpec,
     "runtime": RuntimeSpec,
 }
 _PHASE = ("train", "epochs", "learning_rate", "schedule", "warmup", "early_stopping")
@@ -128,10 +131,23 @@ def _plan(given: Mapping[str, Any], issues: list[Issue]) -> Any:
             message = "belongs to a phase, and plan gives the phases; say it in them."
             issues.append(Issue(name, message))
         plan = given["plan"]
-        return [plan] if isinstance(plan, (Phase, Mapping)) else plan
+        return [plan] if isinstance(plan, (Phase, Builder, Mapping)) else plan
+    if isinstance(of_phase.get("learning_rate"), slice):
+        return [_spread(of_phase, issues)]
     head_only = given.get("method") == "head" or of_phase.get("train") in ("head", ["head"])
     rate = DEFAULT_LEARNING_RATE["head" if head_only else "full"]
     return [{"epochs": DEFAULT_EPOCHS, "learning_rate": rate} | of_phase]
+
+
+def _spread(of_phase: dict[str, Any], issues: list[Issue]) -> dict[str, Any]:
+    """Returns the builder that ``learning_rate=slice(lo, hi)`` says, with the other keywords."""
+    rates = of_phase.pop("learning_rate")
+    if rates.stop is None or rates.step is not None:
+        message = f"expected a number, slice(lo, hi) or slice(hi), got {rates}."
+        issues.append(Issue("learning_rate", message))
+        rates = slice(Discriminative.hi)
+    found = {"lo": rates.start, "hi": rates.stop, "build": Discriminative.build}
+    return {"epochs": DEFAULT_EPOCHS} | found | of_phase
 
 
 def as_keywords(issue: Issue, keywords: Mapping[str, Any]) -> Issue:
@@ -139,7 +155,9 @@ def as_keywords(issue: Issue, keywords: Mapping[str, Any]) -> Issue:
     for name, field in _FIELDS.items():
         if issue.path == field and name in keywords:
             return Issue(name, issue.message)
-    for name in _PHASE:
-        if issue.path == f"plan[0].{name}" and "plan" not in keywords:
+    if keywords.get("plan") is None:
+        field = issue.path.removeprefix("plan[0].")
+        name = {"lo": "learning_rate", "hi": "learning_rate"}.get(field, field)
+        if name in _PHASE and field != issue.path:
             return Issue(name, issue.message)
     return issue

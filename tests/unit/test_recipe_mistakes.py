@@ -143,7 +143,7 @@ IN_THE_PLAN = [
         "plan: [{epochs: 1, learning_rate: 0}]",
         "plan[0].learning_rate: expected a number above 0; got 0.",
     ),
-    ("plan: [{epochs: 1, schedule: cosin}]", "got \"cosin\". Did you mean 'cosine'?"),
+    ("plan: [{epochs: 1, schedule: cosin}]", "got \"cosin\". Did you mean 'cosine' or 'continue'?"),
     ("plan: [{epochs: 1, warmup: 5}]", "plan[0].warmup: expected text; got 5. Quote it."),
     ("plan: [{epochs: 1, warmup: soon}]", "plan[0].warmup: expected a duration such as '3 epochs'"),
     (
@@ -181,7 +181,7 @@ def test_a_mistake_in_the_plan_is_reported_once_and_in_full(
     [
         ("plan.3.epochs=2", "plan[3]: the override has no place: plan has 1 item, 0."),
         ("plan.0.epoch=2", "plan[0].epoch: plan[0] has no such field. Did you mean 'epochs'?"),
-        ("bacth.size=2", "bacth: a recipe has no such field. Did you mean 'batch'?"),
+        ("bacth.size=2", "bacth: a recipe has no such field. Did you mean 'batch' or"),
         ("batch.size=two", 'batch.size: expected a whole number; got "two".'),
         ("batch.size", "override 'batch.size' is not of the form path=value"),
     ],

@@ -31,3 +31,13 @@ def refusal(method: MethodName, selectors: Sequence[str]) -> str | None:
         f"{beyond[0]!r} reaches beyond the head, and method 'head' trains nothing else; "
         "set method: full, or train: head."
     )
+
+
+def refusal_of_builder(method: MethodName, build: str) -> str | None:
+    """Returns why `method` cannot train what a builder of plans has train, or `None`."""
+    if method != "head" or build == "head_only":
+        return None
+    return (
+        f"{build!r} reaches beyond the head, and method 'head' trains nothing else; "
+        "set method: full, or build: head_only."
+    )
