@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 
-from tunekit.plans.phase import Phase
+from tunekit.plans.phase import Epochs, Phase, Rate
 
 if TYPE_CHECKING:
     from tunekit.models.depth import Group
 
 _STRICT: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
-Rate = Annotated[float, Gt(0)]
-Epochs = Annotated[float, Gt(0)]
 Count = Annotated[int, Ge(1)]
 
 

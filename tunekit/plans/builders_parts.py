@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-
-from annotated_types import Gt
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tunekit.errors import SelectionError
-from tunekit.plans.phase import Phase
+from tunekit.plans.phase import Epochs, Phase, Rate
 
 if TYPE_CHECKING:
     from tunekit.models.depth import Group
 
 _STRICT: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
-Rate = Annotated[float, Gt(0)]
-Epochs = Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True)

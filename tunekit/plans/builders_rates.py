@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from tunekit.plans.phase import Phase, Selector
+from tunekit.plans.phase import Epochs, Phase, Rate, Selector
 from tunekit.plans.rates import depth_ranks, even_multipliers, layer_scales
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ class LayerDecay:
 
     factor: Annotated[float, Gt(0), Le(1)] = 0.75
     """Rate of a block by that of the next; 1 is the same everywhere."""
-    epochs: Annotated[float, Gt(0)] = 10.0
+    epochs: Epochs = 10.0
     """Length in passes over the training data."""
-    learning_rate: Annotated[float, Gt(0)] = 1e-3
+    learning_rate: Rate = 1e-3
     """Highest learning rate, that of the head."""
     train: tuple[Selector, ...] | Selector | None = None
     """Selectors of what trains; null: what the method trains."""
@@ -81,11 +81,11 @@ class Discriminative:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
-    lo: Annotated[float, Gt(0)] | None = None
+    lo: Rate | None = None
     """Highest learning rate of the stem; null: a tenth of `hi`, and so for every block."""
-    hi: Annotated[float, Gt(0)] = 1e-3
+    hi: Rate = 1e-3
     """Highest learning rate of the head."""
-    epochs: Annotated[float, Gt(0)] = 10.0
+    epochs: Epochs = 10.0
     """Length in passes over the training data."""
     train: tuple[Selector, ...] | Selector | None = None
     """Selectors of what trains; null: what the method trains."""

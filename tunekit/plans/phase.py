@@ -14,6 +14,8 @@ from tunekit.plans.optimizer import OptimizerSpec
 Schedule = Literal["constant", "cosine", "linear", "one_cycle", "slanted_triangular", "continue"]
 BatchNormPolicy = Literal["follow", "frozen", "running", "reestimated"]
 Selector = Annotated[str, MinLen(1)]
+Rate = Annotated[float, Gt(0)]
+Epochs = Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,18 @@ class Phase:
 
     train: tuple[Selector, ...] | Selector | None = None
     """Selectors such as head, all, "last 2", or patterns of names; null: what the method trains."""
-    epochs: Annotated[float, Gt(0)] | None = None
+    epochs: Epochs | None = None
     """Length in passes over the training data; or give steps."""
     steps: Annotated[int, Gt(0)] | None = None
     """Length in optimizer steps; or give epochs."""
-    learning_rate: Annotated[float, Gt(0)] = 1e-3
+    learning_rate: Rate = 1e-3
     """Highest learning rate of the phase."""
     multipliers: dict[Selector, Annotated[float, Gt(0)]] = field(default_factory=dict, hash=False)
     """Factors of the learning rate by selector; the first that selects a variable counts."""
     schedule: Schedule = "cosine"
     """Course of the learning rate after the warmup; continue: goes on with the phase before."""
     warmup: str = "5%"
-    """Rise from zero to the learning rate: "5%" of the phase, "1 epoch" or "100 steps"."""
+    """Rise to the rate: "5%", "1 epoch" or "100 steps"; cycle and triangle have their own."""
     early_stopping: Annotated[int, Ge(1)] | None = None
     """Evaluations without a better one that end the phase, which then hands on its best weights."""
     optimizer: OptimizerSpec | None = None
@@ -71,6 +73,9 @@ class Phase:
             found.append(("steps", message))
         if self.train == ():
             found.append(("train", "names nothing; give a selector such as head, or null."))
+        if self.train in ("head", ("head",)):
+            message = "acts on the backbone's weights, and only the head trains; leave it out."
+            found += [(name, message) for name in ("l2_sp", "mixout") if getattr(self, name)]
         found.extend(("warmup", message) for message in self._warmup_issues())
         return found
 
@@ -79,6 +84,8 @@ class Phase:
             warmup = Duration.parse(self.warmup)
         except ValueError as error:
             return [str(error)]
+        if self.schedule in ("one_cycle", "slanted_triangular", "continue"):
+            return []
         length = {"%": 100, "epochs": self.epochs, "steps": self.steps}[warmup.unit]
         if length is None or warmup.amount < length:
             return []

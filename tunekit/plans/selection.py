@@ -201,6 +201,8 @@ class _Parts:
             return f"The stages are {', '.join(map(str, stages))}."
         if selector.startswith("blocks"):
             return f"The backbone has {len(self.blocks)} blocks."
+        if selector == "bias" and any(name.endswith("/beta") for name in self.names):
+            return "The shifts of its norms are called beta; select '.*/beta'."
         there = [word for word in _KINDS if any(g.kind == _KINDS[word] for g in self.groups)]
         return f"This model has {', '.join(there)}."
 

@@ -54,3 +54,64 @@ def test_an_error_of_selection_says_which_phase():
             default_train=(),
             steps_per_epoch=lambda phase: 1,
         )
+
+
+def resolved(*plan: Phase, steps_per_epoch=10):
+    """Phases over the names a, b and c; a selector is the names that it is spelt with."""
+
+    def select(selectors):
+        if unknown := set("".join(selectors)) - set("abc"):
+            raise SelectionError(f"'{min(unknown)}' matches nothing.")
+        return frozenset("".join(selectors))
+
+    return resolve_plan(
+        plan, select, default_train=("abc",), steps_per_epoch=lambda phase: steps_per_epoch
+    )
+
+
+def test_the_first_multiplier_that_selects_a_variable_counts_and_the_rest_have_one():
+    (phase,) = resolved(Phase("abc", steps=1, multipliers={"a": 0.5, "ab": 0.1}))
+    assert phase.multipliers == {"a": 0.5, "b": 0.1, "c": 1.0}
+
+
+def test_only_what_trains_has_a_multiplier():
+    (phase,) = resolved(Phase("b", steps=1, multipliers={"ab": 0.1}))
+    assert phase.multipliers == {"b": 0.1}
+
+
+def test_a_multiplier_that_selects_nothing_is_an_error_with_its_phase():
+    with pytest.raises(SelectionError, match=r"plan\[1\]\.multipliers: 'z' matches nothing"):
+        resolved(Phase("a", steps=1), Phase("a", steps=1, multipliers={"z": 2.0}))
+
+
+def test_phases_that_continue_share_one_course_each_times_its_own_rate():
+    alone = resolved(Phase("a", steps=10, learning_rate=1.0, warmup="0%"))[0].learning_rates
+    parts = resolved(
+        Phase("a", steps=4, learning_rate=1.0, warmup="0%"),
+        Phase("b", steps=3, learning_rate=0.1, schedule="continue"),
+        Phase("a", steps=3, learning_rate=1.0, schedule="continue", warmup="50%"),
+    )
+    assert [phase.steps for phase in parts] == [4, 3, 3]
+    np.testing.assert_allclose(parts[0].learning_rates, alone[:4], rtol=1e-6)
+    np.testing.assert_allclose(parts[1].learning_rates, alone[4:7] * 0.1, rtol=1e-6)
+    np.testing.assert_allclose(parts[2].learning_rates, alone[7:], rtol=1e-6)
+
+
+def test_a_phase_with_a_schedule_of_its_own_starts_a_new_course():
+    first, _, third = resolved(
+        Phase("a", steps=4, schedule="linear"),
+        Phase("b", steps=4, schedule="continue"),
+        Phase("a", steps=8, schedule="linear"),
+    )
+    np.testing.assert_array_equal(third.learning_rates[:4], first.learning_rates)
+
+
+def test_a_phase_keeps_its_spec_and_is_as_long_as_its_own_batches_make_it():
+    spec = Phase("a", epochs=2, early_stopping=3)
+    (phase,) = resolved(spec, steps_per_epoch=7)
+    assert (phase.spec, phase.steps, phase.patience, phase.label) == (spec, 14, 3, "a")
+
+
+def test_rates_are_float32():
+    (phase,) = resolved(Phase(steps=3))
+    assert phase.learning_rates.dtype == np.float32
