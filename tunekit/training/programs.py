@@ -50,7 +50,7 @@ class Programs:
         """Returns the step of a phase, having waited for it; compiled for these arguments."""
         key = self._keys[index]
         if key not in self._futures:
-            self._begin(key, self._step(index).lowered(carried, *arguments))
+            self._begin(key, self.step(index).lowered(carried, *arguments))
         return self._futures[key].result()
 
     def prepare(self, index: int) -> None:
@@ -68,7 +68,7 @@ class Programs:
         seed_key = jax.eval_shape(lambda: jax.random.key(0))
         columns = dict(self.feeds[index].columns)
         arguments = (frozen, self.anchors_of(index), columns, rates, seed_key)
-        self._begin(key, self._step(index).lowered(carried, *arguments))
+        self._begin(key, self.step(index).lowered(carried, *arguments))
 
     def close(self) -> None:
         """Gives up what is not begun; what XLA has begun ends by itself."""
@@ -103,7 +103,8 @@ class Programs:
             keys.append((phase.trainable, self.optimizer_of(index), modes, of_feed))
         return keys
 
-    def _step(self, index: int) -> Step:
+    def step(self, index: int) -> Step:
+        """Returns the step of a phase, to be compiled."""
         phase, feed = self.phases[index], self.feeds[index]
         variables = {name: self.forward.variables[name] for name in self.forward.names("seed")}
         return Step(

@@ -165,9 +165,11 @@ def partition(
     }
     mutable = {name: jnp.array(values[name], copy=True) for name in statistics}
     frozen = {
-        name: values[name].astype(variable.dtype)
+        # The very array where it has the right dtype: members of a sweep share it.
+        name: value if value.dtype == variable.dtype else value.astype(variable.dtype)
         for name, variable in forward.variables.items()
         if name not in training and name not in mutable
+        for value in (values[name],)
     }
     ema = {
         name: jnp.array(averages.get(name, value), copy=True)

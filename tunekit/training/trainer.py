@@ -23,7 +23,7 @@ from tunekit.training.progress import Reporter, SilentReporter
 from tunekit.training.spec import RuntimeSpec
 from tunekit.training.state import NO_SCORE, Progress, State, enter_phase
 from tunekit.training.statistics import reestimated
-from tunekit.training.step import Measured
+from tunekit.training.step import Measured, Values
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,15 @@ class Trainer:
     seed: int
     checkpoints: Checkpoints | None = None
     reporter: Reporter = field(default_factory=SilentReporter)
-    _programs: Programs = field(init=False)
+    start: Mapping[str, jax.Array] = field(default_factory=dict)
+    """Values to begin with in place of the model's own."""
+    programs: Programs = field(init=False)
+    """The compiled steps of the phases."""
     _state: State | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         """Prepares the programs; nothing is compiled yet."""
-        self._programs = Programs(self.forward, self.phases, self.feeds, self.optimizer)
+        self.programs = Programs(self.forward, self.phases, self.feeds, self.optimizer)
 
     def fit(self) -> Trained:
         """Trains, and leaves the trained values in the model.
@@ -74,7 +77,7 @@ class Trainer:
             TrainingError: the loss is not finite.
             CheckpointError: the checkpoint to resume from belongs to another run.
         """
-        state = self._first_state()
+        state = self.first_state()
         steps = sum(phase.steps for phase in self.phases)
         self.reporter.start(steps=steps, done=state.progress.step)
         try:
@@ -84,28 +87,33 @@ class Trainer:
                 self.forward.assign(self._state.moved(averaged=True))
             raise
         finally:
-            self._programs.close()
+            self.programs.close()
             self.reporter.close()
+        self.forward.assign(self.final_values(state))
+        return self.trained(state, len(self.programs), self.programs.seconds)
+
+    def final_values(self, state: State) -> Values:
+        """Returns the values that the run ends with: of what may differ from the model's own."""
         best = state.best if self.runtime.restore_best else None
         # What the best evaluation had not moved yet is in the model as it was then.
-        self.forward.assign(state.moved(averaged=True) if best is None else best)
-        return Trained(
-            history=state.progress.history,
-            phases=state.progress.phases,
-            compiles=len(self._programs),
-            compile_seconds=self._programs.seconds,
-            steps=state.progress.step,
-        )
+        return state.moved(averaged=True) if best is None else best
 
-    def _first_state(self) -> State:
+    def trained(self, state: State, compiles: int, compile_seconds: float) -> Trained:
+        """Returns the record of the run that ended in `state`."""
+        progress = state.progress
+        return Trained(progress.history, progress.phases, compiles, compile_seconds, progress.step)
+
+    def first_state(self) -> State:
+        """Returns the state to begin with: of the last checkpoint, or of the first phase."""
         if self.checkpoints is not None and self.runtime.resume:
-            optimizers = [self._programs.optimizer_of(i) for i in range(len(self.phases))]
+            optimizers = [self.programs.optimizer_of(i) for i in range(len(self.phases))]
             restored = self.checkpoints.restore(self.forward, self.phases, optimizers)
             if restored is not None:
                 return restored
         if self.checkpoints is not None:
             self.checkpoints.clear()
-        return self._entered(0, self.forward.values(), Progress())
+        values = {**self.forward.values(), **self.start}
+        return self._entered(0, values, Progress(moved=sorted(self.start)))
 
     def _entered(
         self,
@@ -114,7 +122,7 @@ class Trainer:
         progress: Progress,
         previous: State | None = None,
     ) -> State:
-        optimizer_of = self._programs.optimizer_of
+        optimizer_of = self.programs.optimizer_of
         return enter_phase(
             self.forward,
             self.phases[index],
@@ -129,12 +137,13 @@ class Trainer:
         while True:
             self._state = state
             self._run_phase(state)
-            self._record_phase(state)
+            self.record_phase(state)
             if state.progress.phase + 1 == len(self.phases):
                 return state
-            state = self._next_phase(state)
+            state = self.next_phase(state)
 
-    def _next_phase(self, state: State) -> State:
+    def next_phase(self, state: State) -> State:
+        """Returns the state at the start of the phase after the one that `state` ends."""
         progress = state.progress
         per_epoch = self.feeds[progress.phase].steps_per_epoch
         progress.first_epoch += math.ceil(progress.phase_step / per_epoch)
@@ -160,7 +169,7 @@ class Trainer:
     def _is_over(self, progress: Progress, phase: ResolvedPhase) -> bool:
         return progress.phase_step == phase.steps or self._is_stopped(progress, phase)
 
-    def _record_phase(self, state: State) -> None:
+    def record_phase(self, state: State) -> None:
         """Adds what became of the phase to the record; after a resume it may be there already."""
         progress, phase = state.progress, self.phases[state.progress.phase]
         feed, best = self.feeds[progress.phase], progress.phase_best_score
@@ -211,20 +220,20 @@ class Trainer:
                 break
         self._read(state, pending)
         seconds = time.perf_counter() - since
-        self._end_pass(state, epoch, seconds, progress.loss_weight - examples_before)
+        self.end_pass(state, epoch, seconds, progress.loss_weight - examples_before)
 
     def _step(
         self, state: State, phase: ResolvedPhase, batch: Mapping[str, np.ndarray], rate: float
     ) -> Measured:
         index = state.progress.phase
         key = jax.random.fold_in(jax.random.key(self.seed), state.progress.step)
-        rates = np.float32(rate) * _ordered(phase)
-        anchors = self._programs.anchors_of(index)
+        rates = np.float32(rate) * ordered_multipliers(phase)
+        anchors = self.programs.anchors_of(index)
         arguments = (state.frozen, anchors, dict(batch), rates, key)
-        program = self._programs.of(index, state.carried, *arguments)
+        program = self.programs.of(index, state.carried, *arguments)
         state.carried, measured = program(state.carried, *arguments)
         # The device is busy with the step: time to trace what comes next.
-        self._programs.prepare(index + 1)
+        self.programs.prepare(index + 1)
         return measured
 
     def _read(self, state: State, pending: tuple[Measured, float, float] | None) -> None:
@@ -242,7 +251,8 @@ class Trainer:
         state.progress.loss_weight += examples
         self.reporter.step(loss=loss, learning_rate=rate, examples=round(examples))
 
-    def _end_pass(self, state: State, epoch: int, seconds: float, examples: float) -> None:
+    def end_pass(self, state: State, epoch: int, seconds: float, examples: float) -> None:
+        """Evaluates, keeps the best, writes the row of the pass, and a checkpoint where due."""
         progress, phase = state.progress, self.phases[state.progress.phase]
         row: dict[str, Any] = {
             "epoch": epoch + 1,
@@ -292,6 +302,6 @@ class Trainer:
             self.checkpoints.save(state)
 
 
-def _ordered(phase: ResolvedPhase) -> np.ndarray:
-    """The multipliers of what trains, float32, in the order in which a step takes rates."""
+def ordered_multipliers(phase: ResolvedPhase) -> np.ndarray:
+    """Returns the multipliers of what trains, float32, in the order in which a step takes rates."""
     return np.array([phase.multipliers[name] for name in sorted(phase.trainable)], np.float32)

@@ -71,7 +71,7 @@ def test_the_next_step_is_compiled_while_the_present_phase_runs():
     seen = []
 
     def note(*args: Any, **kwargs: Any) -> None:
-        seen.append((trainer._state.progress.phase, len(trainer._programs)))
+        seen.append((trainer._state.progress.phase, len(trainer.programs)))
 
     trainer.reporter.step = note
     assert trainer.fit().compiles == 2
@@ -82,7 +82,7 @@ def test_a_step_lowered_from_shapes_is_the_step_lowered_from_values():
     ahead = small_trainer(small_model(), [phase("head/.*"), phase(".*", l2_sp=0.1)])
     ahead.fit()
     alone = small_trainer(small_model(), [phase("head/.*"), phase(".*", l2_sp=0.1)])
-    alone._programs.prepare = lambda index: None
+    alone.programs.prepare = lambda index: None
     alone.fit()
     left, right = weights(ahead.forward.model), weights(alone.forward.model)
     for name, value in left.items():
@@ -94,7 +94,7 @@ def test_moments_survive_a_rate_or_decay_of_the_phases_own_but_not_another_rule(
     for optimizer, survives in ((adam, True), (SGD, False)):
         trainer = small_trainer(small_model(), [phase(), phase(optimizer=optimizer)])
         states = []
-        entered = trainer._next_phase
+        entered = trainer.next_phase
 
         def next_phase(state, entered=entered, states=states):
             states.append(jax.tree.map(np.array, state.carried.optimizer))
@@ -102,7 +102,7 @@ def test_moments_survive_a_rate_or_decay_of_the_phases_own_but_not_another_rule(
             states.append(jax.tree.map(np.array, state.carried.optimizer))
             return state
 
-        trainer._next_phase = next_phase
+        trainer.next_phase = next_phase
         trainer.fit()
         before, after = (jax.tree.leaves(state) for state in states)
         same = len(before) == len(after) and all(map(np.array_equal, before, after))
@@ -129,7 +129,7 @@ def one_step(before, anchor, plan, strength):
     forward.assign({name: jnp.asarray(value) for name, value in before.items()})
     trainer = small_trainer(model, [phase(**{**vars(plan[0]), "l2_sp": strength})])
     values = {name: jnp.asarray(value) for name, value in anchor.items()}
-    trainer._programs.__dict__["anchors"] = forward.values() | values
+    trainer.programs.__dict__["anchors"] = forward.values() | values
     trainer.fit()
     return weights(model)
 
@@ -233,8 +233,8 @@ def test_a_phase_that_waits_for_a_plateau_hands_its_best_weights_on():
         np.testing.assert_array_equal(after[name], seen[1][name])
 
 
-def test_programs_of_one_partition_differ_where_what_is_traced_does():
+def testprograms_of_one_partition_differ_where_what_is_traced_does():
     plan = [phase(), phase(batch_norm="frozen"), phase(mixout=0.1), phase(optimizer=SGD), phase()]
     trainer = small_trainer(small_model(), plan)
-    programs: Programs = trainer._programs
+    programs: Programs = trainer.programs
     assert len(set(programs._keys)) == 4
