@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tunekit.models.spec import HeadSpec as HeadSpec
     from tunekit.plans.optimizer import OptimizerSpec as OptimizerSpec
     from tunekit.plans.phase import Phase as Phase
+    from tunekit.preview import Preview as Preview
+    from tunekit.preview import plan_preview as plan_preview
     from tunekit.recipe import Recipe as Recipe
     from tunekit.result import Result as Result
     from tunekit.result import load as load
@@ -48,6 +50,7 @@ _HOMES = {
     "OptimizerSpec": "tunekit.plans.optimizer",
     "Phase": "tunekit.plans.phase",
     "Prediction": "tunekit.tasks.prediction",
+    "Preview": "tunekit.preview",
     "RandAugmentSpec": "tunekit.data.spec",
     "Recipe": "tunekit.recipe",
     "Result": "tunekit.result",
@@ -57,6 +60,7 @@ _HOMES = {
     "finetune": "tunekit.finetune",
     "load": "tunekit.result",
     "load_model": "tunekit.models.model",
+    "plan_preview": "tunekit.preview",
     "run": "tunekit.finetune",
 }
 

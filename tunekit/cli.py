@@ -76,7 +76,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     add("eval", _eval, "metrics of a saved result on new data", "folder", "data", "json")
     add("predict", _predict, "label and probability of each image", "folder", "files", "json")
     add("schema", _schema, "print the JSON schema of recipes, for editors")
-    add("layers", _layers, "print a model's layers as a tree", "model")
+    add("layers", _layers, "print a model's layers as a tree, and which train", "model", "marks")
+    about = "print a plan as a recipe of single phases; or write it and draw it"
+    add("plan-preview", _plan_preview, about, *_RECIPE, "preview", "force")
     return parser, commands
 
 
@@ -101,7 +103,22 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], object]] = {
     "files": lambda sub: sub.add_argument("files", nargs="+", help="images"),
     "json": lambda sub: sub.add_argument("--json", action="store_true", help="print JSON"),
     "model": lambda sub: sub.add_argument("model", help="bundled name, preset or folder"),
+    "marks": lambda sub: _add_marks(sub.add_mutually_exclusive_group()),
+    "preview": lambda sub: _add_preview(sub),
 }
+
+
+def _add_marks(group: Any) -> None:
+    group.add_argument(
+        "--train", nargs="+", metavar="SELECTOR", help="mark what these select: head, 'last 2'"
+    )
+    group.add_argument("--recipe", help="mark what trains in any phase of this recipe")
+
+
+def _add_preview(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--examples", type=int, metavar="N", help="number of training examples")
+    sub.add_argument("--yaml", type=Path, metavar="FILE", help="the recipe to write")
+    sub.add_argument("--plot", type=Path, metavar="FILE.png", help="the picture to write")
 
 
 def _ls(args: argparse.Namespace) -> None:
@@ -197,9 +214,45 @@ def _schema(args: argparse.Namespace) -> None:
 
 
 def _layers(args: argparse.Namespace) -> None:
+    if args.recipe:
+        from tunekit.preview import plan_preview
+        from tunekit.recipe import Recipe
+
+        recipe = Recipe.load(args.recipe, [f"backbone.name={json.dumps(args.model)}"])
+        # What trains does not depend on how many examples there are.
+        preview = plan_preview(recipe, examples=1)
+        print(preview.model.layers(preview.trained))
+        return
     from tunekit.models.model import load_model
 
-    print(load_model(args.model).layers())
+    model = load_model(args.model)
+    if not args.train:
+        print(model.layers())
+        return
+    from tunekit.plans.selection import resolve_selection
+
+    if not model.labels:
+        model.replace_head(["first", "second"])
+    print(model.layers(resolve_selection(args.train, model)))
+
+
+def _plan_preview(args: argparse.Namespace) -> None:
+    from tunekit.preview import plan_preview
+    from tunekit.recipe import Recipe
+
+    recipe = Recipe.load(args.recipe, args.overrides)
+    if args.yaml and args.yaml.exists() and not args.force:
+        message = f"{args.yaml} exists; choose another name, or overwrite it with --force."
+        raise TunekitError(message)
+    preview = plan_preview(recipe, examples=args.examples, path=args.plot)
+    if not (args.yaml or args.plot):
+        print(preview.to_yaml(), end="")
+        return
+    print(preview.table())
+    if args.yaml:
+        args.yaml.write_text(preview.to_yaml(), encoding="utf-8")
+    for path in filter(None, (args.yaml, args.plot)):
+        print(f"written: {path}")
 
 
 def _print_metrics(metrics: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("result",),
     ("recipe",),
     ("finetune",),
+    ("sweep", "probe", "preview"),
     ("cli",),
 )
 # Rooms that are several files at the top of the package.
@@ -39,6 +40,8 @@ FILES = {
     "recipe_checks": "recipe",
     "recipe_keywords": "recipe",
     "shipped": "recipe",
+    "run": "finetune",
+    "feeds": "finetune",
 }
 # The trainer knows neither what is asked of the model nor what is attached to it.
 BLIND = {("training", "tasks"), ("training", "methods")}
