@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -56,13 +56,17 @@ class _Part:
 
     layers: tuple[keras.Layer, ...]
     block: bool
+    end: keras.Operation
+    """The operation whose output is what goes on."""
     key: str | None = None
     """What the layers' names say of the block they are in."""
 
     def joined(self, other: _Part) -> _Part:
         """Both parts as one; what either knows of itself holds for it."""
         key = self.key if self.block else other.key or self.key
-        return _Part(self.layers + other.layers, self.block or other.block, key)
+        # Padding is for the kernel that follows, wherever that is.
+        end = self.end if isinstance(other.end, keras.layers.ZeroPadding2D) else other.end
+        return _Part(self.layers + other.layers, self.block or other.block, end, key)
 
 
 def depth_groups(model: Model) -> tuple[Group, ...]:
@@ -88,6 +92,12 @@ def depth_groups(model: Model) -> tuple[Group, ...]:
     stages = iter(_stages(blocks, sorter.layer_name))
     groups = [replace(g, stage=next(stages)) if g.kind == "block" else g for g in groups]
     return tuple(group for group in groups if group.variables or group.kind == "block")
+
+
+def block_ends(body: keras.Model) -> tuple[keras.Operation, ...]:
+    """Returns the operation that ends each block of `body`: its output is what goes on."""
+    parts = _backbone_parts(body)
+    return tuple(part.end for part in parts if part.block)
 
 
 class _Sorter:
@@ -127,30 +137,28 @@ def _backbone_parts(body: keras.Layer) -> list[_Part]:
     links = chain(body)
     classes = Counter(type(link.layers[0]) for link in links if _is_single_composite(link))
     repeated = {cls for cls, count in classes.items() if count > 1}
-    if not repeated and not any(link.branched for link in links):
+    if not repeated and not any(_is_branched(link) for link in links):
         repeated = set(classes)
-    parts = [
-        _Part(
-            link.layers,
-            type(link.layers[0]) in repeated or (link.branched and not _embeds(link.layers)),
-            _key(link.layers),
-        )
-        for link in links
-        if link.layers
-    ]
+    parts = [_part(link, repeated) for link in links]
     parts = _name_blocks(_pair_attention(_join_loose(parts)))
     if not any(part.block for part in parts):
         return _units(parts)
     return _attach_loose(parts)
 
 
+def _part(link: Link, block_classes: Collection[type]) -> _Part:
+    composite = any(type(layer) in block_classes for layer in link.layers[:1])
+    return _Part(link.layers, composite or _is_branched(link), link.end, _key(link.layers))
+
+
+def _is_branched(link: Link) -> bool:
+    """Whether branches meet here, other than embeddings of tokens, positions and segments."""
+    weighted = [layer for layer in link.layers if layer.variables]
+    return link.branched and not all("Embedding" in type(layer).__name__ for layer in weighted)
+
+
 def _is_single_composite(link: Link) -> bool:
     return len(link.layers) == 1 and is_block_sized(link.layers[0])
-
-
-def _embeds(layers: Iterable[keras.Layer]) -> bool:
-    """Whether all that has weights here are embeddings: of tokens, positions and segments."""
-    return all("Embedding" in type(layer).__name__ for layer in layers if layer.variables)
 
 
 def _key(layers: Iterable[keras.Layer]) -> str | None:
@@ -201,7 +209,8 @@ def _name_blocks(parts: Sequence[_Part]) -> list[_Part]:
     for i, part in enumerate(parts):
         between = any(p.block for p in parts[:i]) and any(p.block for p in parts[i:])
         alone = part.key not in {p.key for p in (*parts[max(i - 1, 0) : i], *parts[i + 1 : i + 2])}
-        is_block = _kernels(part) > 0 if part.key else between and _kernels(part) > 1
+        kernels = len(_kernels(part))
+        is_block = kernels > 0 if part.key else between and kernels > 1
         named.append(replace(part, block=part.block or (alone and is_block)))
     return named
 
@@ -228,8 +237,7 @@ def _leads_into(before: Sequence[_Part], block: _Part) -> bool:
 def _units(parts: Sequence[_Part]) -> list[_Part]:
     """A plain chain: every kernel opens a block, unless a depthwise one has; the first: stem."""
     units: list[_Part] = []
-    for layer in (layer for part in parts for layer in part.layers):
-        unit = _Part((layer,), block=True)
+    for unit in (unit for part in parts for unit in _single_layers(part)):
         if units and (not _kernels(unit) or not _kernels(units[-1]) or _is_depthwise(units[-1])):
             units[-1] = units[-1].joined(unit)
         else:
@@ -239,9 +247,15 @@ def _units(parts: Sequence[_Part]) -> list[_Part]:
     return units
 
 
+def _single_layers(part: _Part) -> list[_Part]:
+    """A part for each layer; the last ends as `part` does."""
+    units = [_Part((layer,), block=True, end=layer) for layer in part.layers]
+    return [*units[:-1], *(replace(unit, end=part.end) for unit in units[-1:])]
+
+
 def _is_depthwise(part: _Part) -> bool:
     """Whether the last kernel mixes no channels: the one after it, which does, completes it."""
-    kernels = [layer for layer in part.layers if _kernels(_Part((layer,), block=False))]
+    kernels = _kernels(part)
     return bool(kernels) and isinstance(kernels[-1], keras.layers.DepthwiseConv2D)
 
 
@@ -249,10 +263,10 @@ def _weighted(part: _Part) -> bool:
     return any(layer.variables for layer in part.layers)
 
 
-def _kernels(part: _Part) -> int:
+def _kernels(part: _Part) -> list[keras.Layer]:
     """Layers in `part` with a weight matrix: convolutions and dense layers, not norms."""
     inside = (leaf for layer in part.layers for leaf in leaves(layer))
-    return sum(any(len(v.shape) > 1 for v in leaf.variables) for leaf in inside)
+    return [leaf for leaf in inside if any(len(v.shape) > 1 for v in leaf.variables)]
 
 
 def _stages(

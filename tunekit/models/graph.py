@@ -70,6 +70,11 @@ def is_block_sized(layer: keras.Layer) -> bool:
     return sum(1 for leaf in leaves(layer) if leaf is not layer) >= _BLOCK_SIZE
 
 
+def is_attention(layer: keras.Layer) -> bool:
+    """Returns whether `layer` is attention and nothing else, going by the name of its class."""
+    return type(layer).__name__.endswith("Attention")
+
+
 def _holds_blocks(layer: keras.Layer, stages: Collection[type]) -> bool:
     """An encoder or a stage, that is: something in it has blocks for children."""
     if type(layer) in stages:
@@ -92,10 +97,14 @@ def _is_functional(layer: keras.Layer) -> bool:
 
 
 def _are_blocks(layers: Iterable[keras.Layer]) -> bool:
-    """Two layers of one class, each large enough; not a decoder layer's two attentions."""
-    once = {id(layer): type(layer) for layer in layers if is_block_sized(layer)}
-    classes = Counter(cls for cls in once.values() if not cls.__name__.endswith("Attention"))
-    return any(count > 1 for count in classes.values())
+    """Two layers of one class, each large enough, or one of a transformer, known by its attention.
+
+    The attentions themselves, of which a decoder's layer has two, are none.
+    """
+    large = {layer for layer in layers if is_block_sized(layer) and not is_attention(layer)}
+    classes = Counter(type(layer) for layer in large)
+    attend = any(is_attention(child) for layer in large for child in sublayers(layer))
+    return attend or any(count > 1 for count in classes.values())
 
 
 def _links(stretch: list[Any], stages: frozenset[type]) -> list[Link]:

@@ -12,6 +12,7 @@ import keras
 from tunekit.errors import ModelError
 from tunekit.models import applications, bundled, functional, hub, huggingface, timm
 from tunekit.models.backbone import Backbone
+from tunekit.models.first_blocks import with_first_blocks
 from tunekit.models.spec import BackboneSpec
 from tunekit.models.torch_weights import read_json
 
@@ -27,11 +28,12 @@ def load_backbone(
         source: a bundled name, a KerasHub preset (name, handle or folder), a Hugging Face or timm
             folder, "hf://owner/name", "keras.applications:Name", a ``.keras`` file, or a
             functional keras.Model, which is copied.
-        spec: image size, precision, pretrained or not; its `name` is not read.
+        spec: image size, precision, pretrained or not, blocks kept; its `name` is not read.
         seed: of the weights when ``spec.pretrained`` is False.
 
     Raises:
-        ModelError: nothing has that name, or what it names cannot be read as an image backbone.
+        ModelError: nothing has that name, what it names cannot be read as an image backbone, or it
+            cannot be cut after so many blocks.
 
     Example:
         >>> backbone = load_backbone("efficientnet_lite0", BackboneSpec(image_size=160))
@@ -40,7 +42,8 @@ def load_backbone(
     """
     # Keras' own get_config imports TensorFlow where it is installed, so it is hidden throughout.
     with _precision(spec.dtype), hub.tensorflow_hidden():
-        return _load(source, spec, seed)
+        backbone = _load(source, spec, seed)
+        return backbone if spec.blocks is None else with_first_blocks(backbone, spec.blocks)
 
 
 def _load(source: str | Path | keras.Model, spec: BackboneSpec, seed: int) -> Backbone:

@@ -27,6 +27,8 @@ class BackboneSpec:
     """Precision of the weights and computations; "mixed_*" keeps the weights in float32."""
     pretrained: bool = True
     """False builds the same architecture with fresh weights."""
+    blocks: Annotated[int, Ge(1)] | None = None
+    """How many blocks to keep, from the first; null keeps all. The values are the pretrained."""
 
     def issues(self) -> list[tuple[str, str]]:
         """Returns (field, message) for each value that no backbone accepts."""
