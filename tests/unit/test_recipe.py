@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tunekit.data.spec import AugmentSpec, BatchSpec, DataSpec, RandAugmentSpec
+from tunekit import plans
+from tunekit.data.spec import AugmentSpec, BatchSpec, CacheSpec, DataSpec, RandAugmentSpec
 from tunekit.errors import RecipeError
 from tunekit.models.spec import BackboneSpec, HeadSpec
 from tunekit.plans.optimizer import OptimizerSpec
@@ -165,6 +166,8 @@ def test_keywords_say_the_same_as_a_recipe() -> None:
         ({"precision": "mixed_bfloat16"}, "backbone", BackboneSpec("m", dtype="mixed_bfloat16")),
         ({"model": object()}, "backbone", BackboneSpec(IN_MEMORY)),
         ({"data": (np.zeros(3), [1])}, "data", DataSpec()),
+        ({"cache": "disk"}, "cache", CacheSpec("disk")),
+        ({"cache": CacheSpec("ram", dtype="float16")}, "cache", CacheSpec("ram", dtype="float16")),
         ({"validation": "held_out"}, "data", DataSpec("d", validation="held_out")),
         ({"out": "o", "resume": True, "progress": "none"}, "runtime",
          RuntimeSpec("o", resume=True, progress="none")),
@@ -204,6 +207,21 @@ def test_each_keyword_is_one_field_of_the_recipe(
         ({"head": "lin"}, "Did you mean 'linear'?"),
         ({"augment": "ligth"}, "augment: expected 'light', or an AugmentSpec; got 'ligth'."),
         ({"resume": True}, "resume: there is no folder to resume from"),
+        ({"cache": "dsk"}, "cache: expected 'auto', 'ram', 'disk' or 'off'; got \"dsk\"."),
+        (
+            {"learning_rate": slice(None)},
+            "learning_rate: expected a number, slice(lo, hi) or slice",
+        ),
+        ({"learning_rate": slice(1e-5, 1e-3, 2)}, "got slice(1e-05, 0.001, 2)."),
+        ({"learning_rate": slice(1, 0.1)}, "learning_rate: expected at most hi, 0.1, got 1; swap"),
+        ({"learning_rate": slice(0.0)}, "learning_rate: expected a number above 0; got 0.0."),
+        ({"learning_rate": slice(0.1), "schedule": "continue"}, "schedule: expected 'constant', "),
+        ({"plan": None, "epochs": -1}, "epochs: expected a number above 0; got -1."),
+        ({"plan": plans.ulmfit(), "epochs": 2}, "epochs: belongs to a phase, and plan gives"),
+        (
+            {"plan": plans.ulmfit(factor=0)},
+            "plan[0].factor: expected a number of at least 1; got 0.",
+        ),
         ({"plan": [Phase(epochs=1)], "epochs": 2}, "epochs: belongs to a phase, and plan gives"),
         ({"plan": [Phase(epochs=-1)]}, "plan[0].epochs: expected a number above 0; got -1."),
         (
@@ -223,3 +241,95 @@ def test_a_mistaken_keyword_is_reported_by_its_own_name(
 def test_every_mistaken_keyword_is_reported_at_once() -> None:
     with pytest.raises(RecipeError, match="3 mistakes"):
         Recipe.from_keywords(model="m", data="d", epoch=1, batch_size=0, learning_rate="fast")
+
+
+BUILT = [
+    plans.gradual_unfreeze(6, direction="bottom_up", portions=None),
+    plans.chain_thaw(early_stopping=2),
+    plans.lp_ft(epochs=8, head_epochs=2),
+    plans.surgical(-1),
+    plans.ulmfit(factor=2.0),
+    plans.layer_decay(0.6, train=("all", "!norm"), warmup="1 epoch"),
+    plans.discriminative(1e-5, 1e-3),
+    plans.alternating(rounds=4),
+    plans.bit_fit(),
+    plans.norm_only(),
+    plans.head_only(3),
+]
+
+
+def test_builders_and_phases_survive_yaml_side_by_side(tmp_path: Path) -> None:
+    last = Phase("all", epochs=1, multipliers={"stem": 0.1, "blocks[0]": 0.5}, mixout=0.1)
+    recipe = Recipe(plan=(*BUILT, last), cache=CacheSpec("off", views=2))
+    recipe.save(tmp_path / "built.yaml")
+    assert Recipe.load(tmp_path / "built.yaml") == recipe
+    assert "  - build: gradual_unfreeze\n    epochs: 6.0\n" in recipe.to_yaml()
+
+
+@pytest.mark.parametrize("builder", BUILT, ids=lambda builder: builder.build)
+def test_a_builder_is_a_plan_by_itself(builder: Any) -> None:
+    assert Recipe.from_keywords(model="m", data="d", plan=builder).plan == (builder,)
+
+
+def test_a_builder_in_yaml_has_defaults_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "short.yaml"
+    path.write_text("plan: [{build: gradual_unfreeze, epochs: 6}]")
+    assert Recipe.load(path).plan == (plans.gradual_unfreeze(epochs=6),)
+    changed = Recipe.load(path, ["plan.0.portions=2"])
+    assert changed.plan == (plans.gradual_unfreeze(epochs=6, portions=2),)
+
+
+@pytest.mark.parametrize("word", ["auto", "ram", "disk", "off"])
+def test_a_word_alone_is_where_the_cache_is(tmp_path: Path, word: str) -> None:
+    path = tmp_path / "cached.yaml"
+    path.write_text(f"plan: [{{epochs: 1}}]\ncache: {word}")
+    recipe = Recipe.load(path)
+    assert recipe.cache == CacheSpec(word)  # pyright: ignore[reportArgumentType]
+    recipe.save(path)
+    assert Recipe.load(path) == recipe
+    assert Recipe.load("vision/full", [f"cache={word}"]).cache == recipe.cache
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        (slice(1e-5, 1e-3), plans.discriminative(1e-5, 1e-3, epochs=5)),
+        (slice(1e-3), plans.discriminative(None, 1e-3, epochs=5)),
+    ],
+)
+def test_a_slice_of_rates_is_a_discriminative_plan(rate: slice, expected: Any) -> None:
+    assert Recipe.from_keywords(model="m", data="d", learning_rate=rate).plan == (expected,)
+
+
+def test_a_slice_of_rates_goes_with_the_other_keywords_of_a_phase() -> None:
+    recipe = Recipe.from_keywords(
+        model="m",
+        data="d",
+        learning_rate=slice(1e-4, 1e-2),
+        train=["head", "last 2"],
+        epochs=3,
+        schedule="one_cycle",
+        warmup="2 steps",
+        early_stopping=2,
+    )
+    assert recipe.plan == (
+        plans.discriminative(
+            1e-4,
+            1e-2,
+            epochs=3,
+            train=("head", "last 2"),
+            schedule="one_cycle",
+            warmup="2 steps",
+            early_stopping=2,
+        ),
+    )
+
+
+def test_the_schema_takes_a_builder_by_its_name_and_a_word_for_the_cache() -> None:
+    schema = Recipe.json_schema()
+    items = {
+        option["$ref"].rpartition("/")[2]
+        for option in schema["properties"]["plan"]["items"]["oneOf"]
+    }
+    assert items == {"Phase", *(type(builder).__name__ for builder in BUILT)}
+    assert {"enum": ["auto", "ram", "disk", "off"]} in schema["properties"]["cache"]["anyOf"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tunekit.errors import RecipeError
+from tunekit.plans.phase import Phase, Schedule
 from tunekit.recipe import Recipe
 
 
@@ -116,6 +117,9 @@ IN_SECTIONS = [
         "backbone.dtype: gradients vanish in mixed_float16 without loss scaling, which training "
         "does not do; choose mixed_bfloat16, or float32.",
     ),
+    ("cache: dsk", "cache.store: expected 'auto', 'ram', 'disk' or 'off'; got \"dsk\"."),
+    ("cache: {stor: disk}", "cache.stor: cache has no such field. Did you mean 'store'?"),
+    ("cache: false", "cache.store: expected 'auto', 'ram', 'disk' or 'off'; got false."),
     # The text.
     ("seed: 1\nseed: 2", "seed: line 3: given a second time; keep one."),
     ("seed: !!int one", "seed: line 2: a recipe has no tags"),
@@ -164,6 +168,75 @@ IN_THE_PLAN = [
         "plan[1].train: 'last 2' reaches beyond the head, and method 'head' trains nothing else",
     ),
     ("- plan", "expected a mapping of fields, got a list."),
+    # What only a phase after another, or beyond the head, can have.
+    (
+        "plan: [{epochs: 1, schedule: continue}]",
+        "plan[0].schedule: no phase comes before it to go on with; choose a course such as cosine.",
+    ),
+    (
+        "plan: [{epochs: 1, multipliers: {hed: 2}}]",
+        "plan[0].multipliers: 'hed' is no selector. Did you mean 'head'?",
+    ),
+    (
+        "plan: [{epochs: 1, multipliers: {head: 0}}]",
+        "plan[0].multipliers.head: expected a number above 0; got 0.",
+    ),
+    (
+        "plan: [{epochs: 1, train: head, l2_sp: 0.1}]",
+        "plan[0].l2_sp: acts on the backbone's weights, and only the head trains; leave it out.",
+    ),
+    ("plan: [{epochs: 1, mixout: 1}]", "plan[0].mixout: expected a number below 1; got 1."),
+    (
+        "plan: [{epochs: 1, batch: {size: 10, accumulate: 4}}]",
+        "plan[0].batch.accumulate: size 10 does not divide into 4",
+    ),
+    (
+        "plan: [{epochs: 1, optimizer: {nam: sgd}}]",
+        "plan[0].optimizer.nam: plan[0].optimizer has no such field. Did you mean 'name'?",
+    ),
+    ("plan: [{epochs: 1, batch_norm: frosen}]", "Did you mean 'frozen'?"),
+    # Builders.
+    (
+        "plan: [{epochs: 1}, {build: gradual_unfreze}]",
+        "plan[1].build: expected one of 'head_only', 'lp_ft', ",
+    ),
+    ("plan: [{build: layer_decai}]", "got \"layer_decai\". Did you mean 'layer_decay'?"),
+    ("plan: [{build: 3}]", "'norm_only'; got 3."),
+    ("plan: [{build: }]", "'norm_only'; got null."),
+    (
+        "plan: [{build: layer_decay, factor: 2}]",
+        "plan[0].factor: expected a number of at most 1; got 2.",
+    ),
+    (
+        "plan: [{build: layer_decay, factr: 0.5}]",
+        "plan[0].factr: plan[0] has no such field. Did you mean 'factor'?",
+    ),
+    ("plan: [{build: layer_decay, train: hed}]", "plan[0].train: 'hed' is no selector."),
+    ("plan: [{build: layer_decay, train: [1]}]", "plan[0].train[0]: expected text; got 1."),
+    ("plan: [{build: layer_decay, warmup: soon}]", "plan[0].warmup: expected a duration such as"),
+    (
+        "plan: [{build: surgical}]",
+        "plan[0].block: is required. Which one, counted as in Python: 0 is the first block",
+    ),
+    ("plan: [{build: lp_ft, epochs: 2}]", "plan[0].head_epochs: expected fewer than the 2 epochs"),
+    (
+        "plan: [{build: bit_fit, schedule: linear}]",
+        "plan[0].schedule: plan[0] has no such field; it has epochs, learning_rate, build. "
+        "`tunekit plan-preview` writes its phases out",
+    ),
+    (
+        "plan: [{factor: 0.5, epochs: 1}]",
+        "plan[0].factor: plan[0] has no such field; build: layer_decay or ulmfit has.",
+    ),
+    (
+        "method: head\nplan: [{build: head_only}, {build: ulmfit}]",
+        "plan[1].build: 'ulmfit' reaches beyond the head, and method 'head' trains nothing else; "
+        "set method: full, or build: head_only.",
+    ),
+    (
+        "method: head\nplan: [{build: layer_decay, train: all}]",
+        "plan[0].train: 'all' reaches beyond the head",
+    ),
     ("plan: [", "bad.yaml, line 1, column 8 is not YAML"),
 ]
 
@@ -219,6 +292,22 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_the_recipe(tmp_path: 
         "batch.accumulate",
         "runtime.resume",
     ]
+
+
+def test_every_mistake_of_a_builder_is_reported_at_once(tmp_path: Path) -> None:
+    said = mistakes(
+        tmp_path, "plan: [{build: ulmfit, epochs: x, factor: 0}, {build: lp_ft, head: 1}]"
+    )
+    assert [line.partition(":")[0] for line in said] == [
+        "plan[0].epochs",
+        "plan[0].factor",
+        "plan[1].head",
+    ]
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "slanted_triangular", "continue"])
+def test_a_schedule_without_a_warmup_is_not_judged_by_it(schedule: Schedule) -> None:
+    assert Phase(epochs=1, schedule=schedule, warmup="2 epochs").issues() == []
 
 
 def test_a_combination_is_not_judged_by_a_value_that_is_wrong_itself(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tunekit.errors import SelectionError
 from tunekit.plans.phase import Epochs, Phase, Rate
+from tunekit.plans.selection import BIASES
 
 if TYPE_CHECKING:
     from tunekit.models.depth import Group
@@ -116,9 +117,9 @@ class Surgical:
 
 @dataclass(frozen=True)
 class BitFit:
-    """The biases train with the head, the shifts of the norms among them.
+    """The biases train with the head, those of the norms among them.
 
-    Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199. Keras calls the bias of a norm beta.
+    Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
@@ -137,14 +138,12 @@ class BitFit:
             SelectionError: the backbone has no bias at all.
         """
         weights = [name for group in groups if group.kind != "head" for name in group.weights]
-        kinds = {"bias": "bias", ".*/beta": "/beta"}
-        found = [kind for kind, end in kinds.items() if any(n.endswith(end) for n in weights)]
-        if not found:
+        if not any(name.endswith(BIASES) for name in weights):
             raise SelectionError(
                 "build: bit_fit trains biases, and this backbone has none; choose norm_only or "
                 "layer_decay."
             )
-        train = ("head", *found)
+        train = ("head", "bias")
         return (Phase(train, epochs=self.epochs, learning_rate=self.learning_rate),)
 
 

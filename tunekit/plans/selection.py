@@ -8,7 +8,7 @@
 | ``first 2`` | the first two blocks and the stem |
 | ``blocks[3]``, ``blocks[-4:]`` | these blocks alone, counted as in Python |
 | ``stage>=3`` | blocks by stage, from 1; also ``>``, ``<``, ``<=``, ``==``, ``!=`` |
-| ``norm``, ``bias``, ``embeddings`` | by the kind of variable, everywhere |
+| ``norm``, ``bias``, ``embeddings`` | by the kind of variable, everywhere; a norm's beta is both |
 | ``backbone/.*/kernel`` | names that the pattern (a regular expression) matches whole |
 
 Several, in a list or separated by commas, are united in order; ``!norm`` takes away from what
@@ -44,6 +44,8 @@ _KINDS = {"stem": "stem", "blocks": "block", "top": "top", "head": "head"}
 _EMBEDDINGS = re.compile(
     r"(.*_)?(embeddings?|pos_embed|(cls|class|mask|dist|distillation|register)_tokens?)"
 )
+BIASES = ("bias", "/beta")
+"""Ends of the names of biases: what Keras calls beta is the bias of a norm everywhere else."""
 _WORDS = ("all", "none", "backbone", *_KINDS, "norm", "bias", "embeddings")
 _EXAMPLES = (*_WORDS, "last 2", "first 2", "blocks[-2:]", "stage>=3")
 
@@ -185,7 +187,7 @@ class _Parts:
     def _of_kind(self, kind: str) -> set[str]:
         """Names by the kind of variable: a norm's own, biases, tables and learned tokens."""
         if kind == "bias":
-            return {name for name in self.names if name.endswith("bias")}
+            return {name for name in self.names if name.endswith(BIASES)}
         if kind == "norm":
             norms = self.model.norm_layers()
             return {name for name in self.names if name.rpartition("/")[0] in norms}
@@ -201,8 +203,6 @@ class _Parts:
             return f"The stages are {', '.join(map(str, stages))}."
         if selector.startswith("blocks"):
             return f"The backbone has {len(self.blocks)} blocks."
-        if selector == "bias" and any(name.endswith("/beta") for name in self.names):
-            return "The shifts of its norms are called beta; select '.*/beta'."
         there = [word for word in _KINDS if any(g.kind == _KINDS[word] for g in self.groups)]
         return f"This model has {', '.join(there)}."
 

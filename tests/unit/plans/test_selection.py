@@ -98,7 +98,7 @@ _NORM = {name for name in _ALL if "bn/" in name}
         ("stage==1", _blocks(0, 1)),
         ("stage!=1", _blocks(2, 3, 4)),
         ("norm", _NORM),
-        ("bias", {name for name in _ALL if name.endswith("/bias")}),
+        ("bias", {name for name in _ALL if name.endswith(("/bias", "/beta"))}),
         ("backbone/stage1_.*/kernel", {f"{name}_conv/kernel" for name in _NAMES[:2]}),
         (".*/(first|last_bn)/.*", _STEM | _TOP),
         (["head", "last 1"], _HEAD | _blocks(4) | _TOP),
