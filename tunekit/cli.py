@@ -151,8 +151,11 @@ def _validate(args: argparse.Namespace) -> None:
     from tunekit.recipe import Recipe
 
     recipe = Recipe.load(args.recipe, args.overrides)
-    phases = "1 phase" if len(recipe.plan) == 1 else f"{len(recipe.plan)} phases"
-    print(f"{args.recipe} is a valid recipe: {recipe.backbone.name}, {phases}.")
+    built = [name for item in recipe.plan if (name := getattr(item, "build", None))]
+    phases = len(recipe.plan) - len(built)
+    named = ["1 phase" if phases == 1 else f"{phases} phases"] if phases else []
+    plan = ", ".join([*named, *built])
+    print(f"{args.recipe} is a valid recipe: {recipe.backbone.name}, {plan}.")
 
 
 def _run(args: argparse.Namespace) -> None:

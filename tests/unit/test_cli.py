@@ -72,6 +72,13 @@ def test_validate_says_that_a_recipe_is_right(capsys: Capture) -> None:
     assert printed == "vision/lp_ft is a valid recipe: efficientnet_lite0, 2 phases.\n"
 
 
+def test_validate_names_the_builders_of_a_plan(capsys: Capture) -> None:
+    printed = said(capsys, "validate", "vision/freezing/discriminative")
+    assert printed.endswith(": efficientnet_lite0, 1 phase, discriminative.\n")
+    printed = said(capsys, "validate", "vision/freezing/ulmfit")
+    assert printed.endswith(": efficientnet_lite0, ulmfit.\n")
+
+
 def test_validate_reports_every_mistake_on_lines_of_their_own(capsys: Capture) -> None:
     complaint = said(capsys, "validate", "vision/full", "plan.0.epoch=2", "batch.size=x", code=2)
     assert complaint.splitlines() == [

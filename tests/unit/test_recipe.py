@@ -102,6 +102,16 @@ def test_the_recipes_of_the_first_road_are_shipped() -> None:
     assert {f"vision/{name}" for name in wanted} <= set(SHIPPED)
 
 
+def test_a_recipe_for_every_way_to_freeze_is_shipped() -> None:
+    shipped = [Recipe.load(name) for name in SHIPPED if name.startswith("vision/freezing/")]
+    items = [item for recipe in shipped for item in recipe.plan]
+    built = {item.build for item in items if not isinstance(item, Phase)}
+    # The other two have recipes that are phases: vision/linear_probe and vision/lp_ft.
+    assert built == set(plans.__all__) - {"head_only", "lp_ft"}
+    phases = [item for item in items if isinstance(item, Phase)]
+    assert any(phase.l2_sp for phase in phases) and any(phase.mixout for phase in phases)
+
+
 def test_the_schema_describes_every_field() -> None:
     schema = Recipe.json_schema()
     assert schema["properties"].keys() == Recipe.model_fields.keys()
