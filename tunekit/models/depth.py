@@ -50,6 +50,11 @@ class Group:
     """Those of the variables that can be trained: neither statistics nor seeds."""
 
 
+# Padding is for the kernel that follows. Dropout changes nothing in inference, and an encoder may
+# hold it after its blocks but run it before them.
+_NO_ENDS = (keras.layers.ZeroPadding2D, keras.layers.Dropout)
+
+
 @dataclass(frozen=True)
 class _Part:
     """Consecutive links that stay together, on their way to becoming a group."""
@@ -64,8 +69,7 @@ class _Part:
     def joined(self, other: _Part) -> _Part:
         """Both parts as one; what either knows of itself holds for it."""
         key = self.key if self.block else other.key or self.key
-        # Padding is for the kernel that follows, wherever that is.
-        end = self.end if isinstance(other.end, keras.layers.ZeroPadding2D) else other.end
+        end = self.end if isinstance(other.end, _NO_ENDS) else other.end
         return _Part(self.layers + other.layers, self.block or other.block, end, key)
 
 
