@@ -115,6 +115,8 @@ def plan_preview(
 ) -> Preview:
     """Returns the plan of `recipe` written out, without fetching weights or training anything.
 
+    The head is that of two labels, unless the recipe or its data name others.
+
     Args:
         recipe: or the path, or shipped name, of one.
         examples: of the training data; `None` opens the data that the recipe names. Where it names
@@ -130,9 +132,9 @@ def plan_preview(
 
     Example:
         >>> print(plan_preview("vision/lp_ft", examples=600).table())
-        phase  trains  parameters  share  length               learning rate  schedule
-        1      head    2.6 k       0.1 %  4 epochs, 76 steps   0.001          cosine
-        2      all     3.4 M       100 %  8 epochs, 152 steps  0.0002         cosine
+        phase  trains  parameters  share   length               learning rate  schedule
+        1      head    2.6 k       0.07 %  4 epochs, 76 steps   0.001          cosine
+        2      all     3.5 M       100 %   8 epochs, 152 steps  0.0002         cosine
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     if recipe.backbone.name == IN_MEMORY:
@@ -282,7 +284,9 @@ def _count(number: int) -> str:
 
 def _percent(share: float) -> str:
     percent = 100 * share
-    return f"{percent:.0f} %" if percent >= 9.5 or not percent else f"{percent:.1g} %"
+    if 99.5 <= percent < 100:
+        return "over 99 %"
+    return f"{percent:.0f} %" if percent >= 9.5 else f"{percent:.1g} %"
 
 
 def _epochs(number: float) -> str:

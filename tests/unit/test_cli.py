@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 import tunekit
 from tunekit.cli import main
+from tunekit.models import bundled
 from tunekit.recipe import Recipe
 from tunekit.shipped import shipped_recipes
 
@@ -116,6 +118,73 @@ def test_eval_of_a_folder_that_is_no_result_says_so(capsys: Capture, tmp_path: P
 def test_layers_of_an_unknown_model_says_so(capsys: Capture) -> None:
     complaint = said(capsys, "layers", "efficientnet_lite1", code=2)
     assert complaint.startswith("tunekit: ") and "efficientnet_lite0" in complaint
+
+
+def marks(printed: str) -> dict[str, str]:
+    """What the last column says of each group."""
+    lines = [line.split() for line in printed.splitlines() if "%" in line and "─" in line]
+    return {line[1]: line[-1] for line in lines}
+
+
+def test_layers_marks_what_selectors_select(capsys: Capture) -> None:
+    marked = marks(said(capsys, "layers", "efficientnet_lite0", "--train", "blocks[15]", "head"))
+    assert [name for name, mark in marked.items() if mark == "yes"] == ["blocks[15]", "heads/label"]
+
+
+def test_layers_marks_what_any_phase_of_a_recipe_trains(capsys: Capture) -> None:
+    head = marks(said(capsys, "layers", "efficientnet_lite0", "--recipe", "vision/linear_probe"))
+    assert [name for name, mark in head.items() if mark == "yes"] == ["heads/label"]
+    both = marks(said(capsys, "layers", "efficientnet_lite0", "--recipe", "vision/lp_ft"))
+    assert set(both.values()) == {"yes"}
+
+
+def test_layers_gives_a_model_without_a_head_one_to_select(capsys: Capture, tmp_path: Path) -> None:
+    for path in bundled.folder("efficientnet_lite0").iterdir():
+        if not path.name.startswith("task."):
+            shutil.copy(path, tmp_path)
+    assert "heads" not in said(capsys, "layers", str(tmp_path))
+    printed = said(capsys, "layers", str(tmp_path), "--train", "head")
+    assert marks(printed)["heads/label"] == "yes"
+
+
+def test_layers_of_a_selector_that_selects_nothing_says_so(capsys: Capture) -> None:
+    complaint = said(capsys, "layers", "efficientnet_lite0", "--train", "hed", code=2)
+    assert complaint == "tunekit: 'hed' is no selector. Did you mean 'head'?\n"
+
+
+def test_layers_takes_selectors_or_a_recipe(capsys: Capture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["layers", "efficientnet_lite0", "--train", "head", "--recipe", "vision/full"])
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_plan_preview_prints_a_recipe_that_runs(capsys: Capture, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("plan: [{build: gradual_unfreeze, epochs: 8}]\n")
+    printed = said(capsys, "plan-preview", str(mine), "plan.0.portions=2", "--examples", "64")
+    mine.write_text(printed)
+    assert "# phase 3: all, 3.5 M parameters, 100 %; " in printed
+    assert said(capsys, "validate", str(mine)).endswith("efficientnet_lite0, 3 phases.\n")
+
+
+def test_plan_preview_writes_the_recipe_and_the_picture(capsys: Capture, tmp_path: Path) -> None:
+    recipe, picture = tmp_path / "plan.yaml", tmp_path / "plan.png"
+    argv = ["plan-preview", "vision/lp_ft", "--yaml", str(recipe), "--plot", str(picture)]
+    lines = said(capsys, *argv).splitlines()
+    assert [line.split()[:2] for line in lines[1:3]] == [["1", "head"], ["2", "all"]]
+    assert lines[3:] == [f"written: {recipe}", f"written: {picture}"]
+    assert len(Recipe.load(recipe).plan) == 2
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_plan_preview_overwrites_a_recipe_only_when_forced(capsys: Capture, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(PLAN)
+    argv = ["plan-preview", str(mine), "--yaml", str(mine)]
+    assert "overwrite it with --force" in said(capsys, *argv, code=2)
+    assert mine.read_text() == PLAN
+    said(capsys, *argv, "--force")
+    assert "# phase 1: all" in mine.read_text()
 
 
 def test_traceback_shows_where_an_error_arose() -> None:
