@@ -40,11 +40,12 @@ def open_data(data: Any, spec: DataSpec, *, seed: int) -> Splits:
         data: a path, (images, labels), a dict of those by split, a Source or Splits; None takes
             `spec.path`.
         spec: how to read and split it.
-        seed: fixes the validation split and `max_examples`.
+        seed: fixes the validation split and `max_examples` where the spec has no `split_seed`.
 
     Raises:
         DataError: lists everything that is wrong with the data.
     """
+    seed = seed if spec.split_seed is None else spec.split_seed
     issues: list[Issue] = []
     sources: dict[str, Source]
     if isinstance(data, Splits):

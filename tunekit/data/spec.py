@@ -44,6 +44,8 @@ class DataSpec:
     """What the same image in two splits, or under two labels, does."""
     max_examples: Annotated[int, Gt(0)] | None = None
     """Keeps this many examples of each split, drawn by seed and stratified; null keeps all."""
+    split_seed: Annotated[int, Ge(0)] | None = None
+    """Draws the validation split and max_examples; null: the recipe's seed."""
 
     def issues(self) -> list[tuple[str, str]]:
         """Returns (relative path, message) for each pair of fields that cannot go together."""
@@ -103,6 +105,17 @@ class AugmentSpec:
     """Alpha of the beta law that blends pairs of images; 0 is off."""
     cutmix: Annotated[float, Ge(0)] = 0.0
     """Alpha of the beta law that pastes boxes between images; 0 is off."""
+
+    @property
+    def varies(self) -> bool:
+        """Whether an image by itself is another in every pass."""
+        flips = self.horizontal_flip or self.vertical_flip
+        return flips or self.random_resized_crop is not None or self.randaugment is not None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are blended or pasted into each other."""
+        return bool(self.mixup or self.cutmix)
 
     def issues(self) -> list[tuple[str, str]]:
         """Returns (relative path, message) for each value that makes no sense."""
