@@ -76,8 +76,9 @@ def captured(
 ) -> dict[str, jax.Array]:
     """Returns what goes through each tap in one pass: float [B, ...] by name, as they run.
 
-    Taps that run never or several times, or whose output is something else than one array of
-    floats with the batch first, are left out.
+    The dict's order is that of running; a dict that leaves ``jax.jit`` is sorted by name. Taps that
+    run never or several times, or whose output is something else than one array of floats with the
+    batch first, are left out.
 
     Args:
         forward: the model's forward pass.
@@ -100,11 +101,18 @@ def captured(
 
 @contextmanager
 def replaced(tap: Tap, features: jax.Array) -> Iterator[None]:
-    """Within the block the tap gives `features`, whatever comes in."""
+    """Within the block the tap gives `features`, whatever comes in.
+
+    It runs all the same, for what it does beside, and its output is dropped: in a compiled program
+    nothing is left of it.
+    """
 
     def constant(call: Call) -> Call:
-        del call
-        return lambda *args, **kwargs: features
+        def constant_call(*args: Any, **kwargs: Any) -> jax.Array:
+            call(*args, **kwargs)
+            return features
+
+        return constant_call
 
     with intercept({tap.model: _within({tap.operation: constant})}):
         yield
