@@ -1,4 +1,4 @@
-"""Depth groups of thirty families, against what their papers call stem, blocks and top."""
+"""Depth groups of twenty-nine families, against what their papers call stem, blocks and top."""
 
 from typing import Any
 
