@@ -68,7 +68,7 @@ def draw_plan(
 ) -> QuadMesh:
     """Draws a band for each group where it trains, and a mark where each phase begins."""
     edges, rates, shares = plan_grid(phases, groups, epochs)
-    mesh = _draw_bands(axes, edges, rates, shares)
+    mesh = _draw_bands(axes, edges, rates, shares, LogNorm(*_limits(phases), clip=True))
     axes.set_facecolor(FROZEN)
     axes.spines[:].set_visible(False)
     axes.tick_params(colors=SOFT, labelsize=8, length=0)
@@ -108,22 +108,30 @@ def plan_grid(
     return np.concatenate(edges), np.hstack(rates), np.hstack(shares)
 
 
-def _draw_bands(axes: Axes, edges: np.ndarray, rates: np.ndarray, shares: np.ndarray) -> QuadMesh:
+def _limits(phases: Sequence[ResolvedPhase]) -> tuple[float, float]:
+    """The rates that have the palest colour and the darkest.
+
+    A cosine ends at zero: rates are told apart down to a twentieth of the lowest peak of a phase.
+    """
+    peaks = [
+        float(f"{phase.learning_rates.max() * factor:.5g}")  # float32 has 1e-4 a little below it
+        for phase in phases
+        for factor in set(phase.multipliers.values())
+    ]
+    peaks = [peak for peak in peaks if peak > 0] or [1e-3]
+    return min(peaks) / 20, max(peaks)
+
+
+def _draw_bands(
+    axes: Axes, edges: np.ndarray, rates: np.ndarray, shares: np.ndarray, norm: LogNorm
+) -> QuadMesh:
     """Draws one mesh; a group has four rows in it: lower part, core, upper part, gap."""
     places = np.arange(len(rates))[:, None] + np.array([-FULL, -THIN, THIN, FULL])
     shown = np.stack([shares == 1, shares > 0, shares == 1, np.zeros_like(shares)], axis=1) > 0
+    # A rate of zero has no logarithm, and is no frozen part either.
     cells = np.where(shown, np.maximum(rates, np.finfo(np.float32).tiny)[:, None], np.nan)
-    highest = float(np.nanmax(cells, initial=1e-30))
-    peaks = rates.max(axis=1)
-    # A cosine ends at zero: colours tell rates apart down to a tenth of the lowest peak.
-    lowest = float(peaks[peaks > 0].min(initial=highest)) / 10
-    return axes.pcolormesh(
-        edges,
-        places.ravel(),
-        cells.reshape(-1, rates.shape[1])[:-1],
-        norm=LogNorm(lowest, highest, clip=True),
-        cmap=colormaps["YlGnBu"],
-    )
+    cells = cells.reshape(-1, rates.shape[1])[:-1]
+    return axes.pcolormesh(edges, places.ravel(), cells, norm=norm, cmap=colormaps["YlGnBu"])
 
 
 def _mark_phases(axes: Axes, phases: Sequence[ResolvedPhase], starts: np.ndarray) -> None:
