@@ -42,6 +42,10 @@ FILES = {
     "shipped": "recipe",
     "run": "finetune",
     "feeds": "finetune",
+    "side_by_side": "finetune",
+    "sweep_members": "sweep",
+    "sweep_search": "sweep",
+    "sweep_space": "sweep",
 }
 # The trainer knows neither what is asked of the model nor what is attached to it.
 BLIND = {("training", "tasks"), ("training", "methods")}
