@@ -68,14 +68,13 @@ def _tunekit_step(train: str, images: np.ndarray, labels: np.ndarray) -> Any:
         phase,
         forward.values(),
         optimizer,
-        previous=None,
-        best=None,
         progress=Progress(),
     )
     step = Step(forward, ImageClassification(LABELS), optimizer, phase.trainable, seeds={})
     batch = {"image": images, "label": labels, "weight": np.ones(BATCH, np.float32)}
-    rest = (state.frozen, batch, np.float32(1e-3), jax.random.key(0))
-    program = step.compiled(state.carried, *rest)
+    rates = np.full(len(phase.trainable), 1e-3, np.float32)
+    rest = (state.frozen, {}, batch, rates, jax.random.key(0))
+    program = step.lowered(state.carried, *rest).compile()
     carried = [state.carried]
 
     def run() -> Any:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tunekit.data.spec import RandAugmentSpec as RandAugmentSpec
     from tunekit.errors import TunekitError as TunekitError
     from tunekit.finetune import finetune as finetune
-    from tunekit.finetune import run as run
     from tunekit.models.model import Model as Model
     from tunekit.models.model import load_model as load_model
     from tunekit.models.spec import BackboneSpec as BackboneSpec
@@ -33,6 +32,9 @@ if TYPE_CHECKING:
     from tunekit.recipe import Recipe as Recipe
     from tunekit.result import Result as Result
     from tunekit.result import load as load
+    from tunekit.run import run as run
+    from tunekit.sweep import sweep as sweep
+    from tunekit.sweep_record import Sweep as Sweep
     from tunekit.tasks.prediction import Prediction as Prediction
     from tunekit.tasks.spec import TaskSpec as TaskSpec
     from tunekit.training.spec import RuntimeSpec as RuntimeSpec
@@ -55,13 +57,15 @@ _HOMES = {
     "Recipe": "tunekit.recipe",
     "Result": "tunekit.result",
     "RuntimeSpec": "tunekit.training.spec",
+    "Sweep": "tunekit.sweep_record",
     "TaskSpec": "tunekit.tasks.spec",
     "TunekitError": "tunekit.errors",
     "finetune": "tunekit.finetune",
     "load": "tunekit.result",
     "load_model": "tunekit.models.model",
     "plan_preview": "tunekit.preview",
-    "run": "tunekit.finetune",
+    "run": "tunekit.run",
+    "sweep": "tunekit.sweep",
 }
 
 _MODULES = ("errors", "plans")

@@ -73,6 +73,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     add("cp", _cp, "copy a recipe, to change it", "recipe", "to", "force")
     add("validate", _validate, "check a recipe and overrides, training nothing", *_RECIPE)
     add("run", _run, "train what a recipe says", *_RECIPE, "resume", "out")
+    about = "train a recipe with many values and seeds, side by side where they share a prefix"
+    add("sweep", _sweep, about, "recipe", "space").epilog = _SPACE
     add("eval", _eval, "metrics of a saved result on new data", "folder", "data", "json")
     add("predict", _predict, "label and probability of each image", "folder", "files", "json")
     add("schema", _schema, "print the JSON schema of recipes, for editors")
@@ -105,7 +107,14 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], object]] = {
     "model": lambda sub: sub.add_argument("model", help="bundled name, preset or folder"),
     "marks": lambda sub: _add_marks(sub.add_mutually_exclusive_group()),
     "preview": lambda sub: _add_preview(sub),
+    "space": lambda sub: _add_space(sub),
 }
+_SPACE = (
+    "values: learning_rate=1e-4,1e-3; plan.0.train=head,[head,norm]; seed=0..7 (both ends); one "
+    "value is one for all. Ranges to search with --trials, ends included: log(1e-5,1e-1), "
+    "uniform(0,0.5), int(1,8). learning_rate scales the rates of all phases, the highest to the "
+    "value. Members with one value each but different seeds are one line of the table."
+)
 
 
 def _add_marks(group: Any) -> None:
@@ -119,6 +128,15 @@ def _add_preview(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--examples", type=int, metavar="N", help="number of training examples")
     sub.add_argument("--yaml", type=Path, metavar="FILE", help="the recipe to write")
     sub.add_argument("--plot", type=Path, metavar="FILE.png", help="the picture to write")
+
+
+def _add_space(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("space", nargs="*", metavar="PATH=VALUES", help="see below")
+    sub.add_argument("--metric", help="validation metric to compare by; runtime.monitor if none")
+    sub.add_argument("--trials", type=int, metavar="N", help="draws of a searched range")
+    sub.add_argument(
+        "--out", metavar="DIR", help="folder to save in; runs/sweep-<recipe> where none is given"
+    )
 
 
 def _ls(args: argparse.Namespace) -> None:
@@ -172,12 +190,25 @@ def _run(args: argparse.Namespace) -> None:
     out = recipe.runtime.out or str(_free_folder(Path("runs") / Path(args.recipe).stem))
     recipe = recipe.model_copy(update={"runtime": replace(recipe.runtime, out=out)})
 
-    from tunekit.finetune import run
+    from tunekit.report.audit_plot import plot_audit
+    from tunekit.run import run
 
     result = run(recipe)
     result.plot(Path(out) / "curves.png")
+    plot_audit(result.report["audit"], Path(out) / "moved.png")
     _print_metrics(result.metrics)
     print(f"saved in {out}")
+
+
+def _sweep(args: argparse.Namespace) -> None:
+    from tunekit.sweep import sweep
+
+    out = args.out or str(_free_folder(Path("runs") / f"sweep-{Path(args.recipe).stem}"))
+    found = sweep(args.recipe, args.space, metric=args.metric, trials=args.trials, out=out)
+    print(found.table())
+    print(f"saved in {out}")
+    if found.best_row is None:
+        raise TunekitError(f"no member has a result; {out}/sweep.csv says why of each.")
 
 
 def _free_folder(folder: Path) -> Path:

@@ -33,6 +33,7 @@ def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
     yield from _of_first_schedule(recipe)
     yield from _of_class_weights(recipe)
     yield from _of_precision(recipe)
+    yield from _of_cache(recipe)
 
 
 def _within(value: Any, keys: Keys) -> Iterator[Contradiction]:
@@ -92,6 +93,26 @@ def _of_precision(recipe: Recipe) -> Iterator[Contradiction]:
         )
         keys = ("backbone", "dtype")
         yield Contradiction(Issue(dotted(keys), message), (keys,))
+
+
+def _of_cache(recipe: Recipe) -> Iterator[Contradiction]:
+    spec = recipe.cache
+    augments = [getattr(item, "augment", None) or recipe.augment for item in recipe.plan]
+    if spec.store in ("auto", "off") or not all(a.mixes or a.varies for a in augments):
+        return
+    keys: tuple[Keys, ...] = (("cache", "store"), ("augment",), ("plan",))
+    if all(augment.mixes for augment in augments):
+        message = (
+            f"{spec.store!r} keeps nothing: images are mixed within every batch anew; leave out "
+            "augment.mixup and augment.cutmix, or set cache to off."
+        )
+        yield Contradiction(Issue("cache.store", message), keys)
+    elif not spec.views:
+        message = (
+            f"{spec.store!r} keeps nothing: images are augmented anew in every pass; set "
+            "cache.views to the number of versions to keep of each, or leave the augmentation out."
+        )
+        yield Contradiction(Issue("cache.store", message), keys)
 
 
 def _of_class_weights(recipe: Recipe) -> Iterator[Contradiction]:

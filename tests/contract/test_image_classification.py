@@ -184,14 +184,14 @@ def test_resuming_equals_the_uninterrupted_run(family, tmp_path, monkeypatch):
 
     from tunekit.training.trainer import Trainer
 
-    end_pass = Trainer._end_pass
+    end_pass = Trainer.end_pass
 
     def killed(self, state, epoch, *rest):
         end_pass(self, state, epoch, *rest)
         if epoch == 1:
             raise OSError("killed")
 
-    monkeypatch.setattr(Trainer, "_end_pass", killed)
+    monkeypatch.setattr(Trainer, "end_pass", killed)
     with pytest.raises(OSError, match="killed"):
         tune(FAMILIES[family](), "full", out=tmp_path / "killed", **keywords)
     monkeypatch.undo()

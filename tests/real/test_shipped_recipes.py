@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tunekit.finetune import run
 from tunekit.models import bundled
 from tunekit.models.hub import keras_hub, tensorflow_hidden
 from tunekit.plans.builders import expand_plan
 from tunekit.plans.phase import Phase
 from tunekit.recipe import Recipe
+from tunekit.run import run
 from tunekit.shipped import shipped_recipes
 
 STEPS = 2

@@ -44,6 +44,7 @@ FILES = {
     "feeds": "finetune",
     "side_by_side": "finetune",
     "sweep_members": "sweep",
+    "sweep_record": "sweep",
     "sweep_search": "sweep",
     "sweep_space": "sweep",
 }

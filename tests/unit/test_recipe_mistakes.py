@@ -71,6 +71,16 @@ IN_SECTIONS = [
         "optimizer.betas: expected a list of at most 2; got [0.9, 0.99, 0.999].",
     ),
     ("seed: null", "seed: expected a whole number; got null."),
+    (
+        "cache: ram\naugment: {horizontal_flip: true}",
+        "cache.store: 'ram' keeps nothing: images are augmented anew in every pass; set "
+        "cache.views to the number of versions to keep of each, or leave the augmentation out.",
+    ),
+    (
+        "cache: {store: disk, views: 2}\naugment: {mixup: 0.2}",
+        "cache.store: 'disk' keeps nothing: images are mixed within every batch anew; leave out "
+        "augment.mixup and augment.cutmix, or set cache to off.",
+    ),
     # Ranges.
     ("seed: -1", "seed: expected a number of at least 0; got -1."),
     ("batch: {size: 0}", "batch.size: expected a number of at least 1; got 0."),

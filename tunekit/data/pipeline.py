@@ -49,6 +49,12 @@ class Batches:
         """Number of batches in an epoch."""
         return -(-len(self.source) // self.batch_size)
 
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Returns shape and dtype of each column of a batch; reads one example."""
+        rng = np.random.default_rng(self.seed) if self.shuffle else None
+        row = {"weight": np.ones((), np.float32), **self._load(0, rng)}
+        return {name: ((self.batch_size, *value.shape), value.dtype) for name, value in row.items()}
+
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Columns]:
         """Yields the batches of an epoch, from `start_step` on.
 

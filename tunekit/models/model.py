@@ -177,6 +177,11 @@ class Model:
             self.multi_label = multi_label
         return self
 
+    def fresh_head_values(self, seed: int) -> dict[str, jax.Array]:
+        """Returns what the head's variables would hold were it made anew, by structural name."""
+        head = self._head(self.labels, self.head_spec, seed)
+        return {f"heads/{_HEAD}/{name}": v.value for name, v in _weights(head).items()}
+
     def _take_head(
         self, labels: tuple[str, ...], spec: HeadSpec, seed: int, keep_from: Model | None = None
     ) -> None:

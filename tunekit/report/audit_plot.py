@@ -11,10 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.transforms import blended_transform_factory
 
-from tunekit.report.plots import INK, RATE, SOFT, TRAINING, VALIDATION
-from tunekit.report.plots import _figure as new_figure
-from tunekit.report.plots import _plain as plain
-from tunekit.report.plots import _write as write
+from tunekit.report.figure import INK, RATE, SOFT, TRAINING, VALIDATION, new_figure, plain, write
 
 ALARM = "#c0392b"
 HIGHEST_NAMED = 75

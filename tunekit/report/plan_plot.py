@@ -16,9 +16,7 @@ from matplotlib.transforms import blended_transform_factory
 from tunekit.models.depth import Group
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.report.audit_plot import name_groups, picture_height
-from tunekit.report.plots import INK, SOFT
-from tunekit.report.plots import _figure as new_figure
-from tunekit.report.plots import _write as write
+from tunekit.report.figure import INK, SOFT, new_figure, write
 
 FROZEN = "#e9ecef"
 COLUMNS = 120

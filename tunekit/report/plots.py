@@ -1,31 +1,36 @@
-"""Pictures of a run: its curves, and where its mistakes are.
-
-Every figure is an object of its own, drawn by Agg: no pyplot, so no display and no global state.
-"""
+"""Pictures of a run: its curves, and where its mistakes are."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
-INK, SOFT, FAINT, GRID = "#1f2933", "#6b7785", "#b8c0c9", "#e4e7eb"
-TRAINING, VALIDATION, RATE = "#8fb1d4", "#1f5fa8", "#b4631f"
+from tunekit.report.figure import (
+    FAINT,
+    GRID,
+    INK,
+    RATE,
+    SOFT,
+    TRAINING,
+    VALIDATION,
+    new_figure,
+    plain,
+    short,
+    write,
+)
+
 HIGHEST_NAMED = 60
 """More labels than this have no room for their names."""
 HIGHEST_SHARED = 8
 """More labels than this have no room for a percentage beside the count in each cell."""
 HIGHEST_COUNTED = 16
 """More labels than this have no room for a count in each cell."""
-LONGEST_NAME = 22
 
 History = Sequence[Mapping[str, Any]]
 
@@ -42,29 +47,29 @@ def plot_result(history: History, metrics: Mapping[str, Any], path: str | Path) 
     if not metrics.get("label_names"):
         return plot_curves(history, path)
     side = _matrix_inches(len(metrics["label_names"]))
-    figure = _figure(5.6 + side, max(side, 5.6))
+    figure = new_figure(5.6 + side, max(side, 5.6))
     left, right = np.ravel(figure.subfigures(1, 2, width_ratios=[5.6, side], squeeze=False))
     figure.suptitle(
         _headline(metrics), x=0.015, ha="left", fontsize=11, color=INK, parse_math=False
     )
     draw_curves(left.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2]), history)
     _draw_labels(right.subplots(), metrics)
-    return _write(figure, path)
+    return write(figure, path)
 
 
 def plot_curves(history: History, path: str | Path) -> Path:
     """Writes loss, accuracy and learning rate by epoch as a PNG; returns its path."""
-    figure = _figure(6.4, 6.4)
+    figure = new_figure(6.4, 6.4)
     draw_curves(figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2]), history)
-    return _write(figure, path)
+    return write(figure, path)
 
 
 def plot_confusion_matrix(metrics: Mapping[str, Any], path: str | Path) -> Path:
     """Writes the confusion matrix (several labels: F1 by label) as a PNG; returns its path."""
     side = _matrix_inches(len(metrics["label_names"]))
-    figure = _figure(side + 0.4, side)
+    figure = new_figure(side + 0.4, side)
     _draw_labels(figure.subplots(), metrics)
-    return _write(figure, path)
+    return write(figure, path)
 
 
 def draw_curves(axes: Sequence[Axes] | np.ndarray, history: History) -> None:
@@ -91,7 +96,7 @@ def draw_curves(axes: Sequence[Axes] | np.ndarray, history: History) -> None:
 def _draw_series(
     axes: Axes, epochs: np.ndarray, history: History, series: Mapping[str, str], title: str
 ) -> None:
-    _plain(axes)
+    plain(axes)
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     colours = {"training": TRAINING, "validation": VALIDATION, "": RATE}
     drawn = 0
@@ -167,7 +172,7 @@ def _name_ticks(axes: Axes, label_names: Sequence[str]) -> None:
         axes.set_yticks([])
         axes.set_xlabel(f"predicted ({len(label_names)} labels)", color=SOFT)
         return
-    names = [_short(name) for name in label_names]
+    names = [short(name) for name in label_names]
     places = np.arange(len(names))
     size = 9 if len(names) <= 20 else 7
     flat = len(names) <= 8 and max(map(len, names)) * len(names) <= 48
@@ -179,7 +184,7 @@ def _name_ticks(axes: Axes, label_names: Sequence[str]) -> None:
 
 
 def _draw_f1(axes: Axes, per_class: Mapping[str, Mapping[str, Any]]) -> None:
-    _plain(axes)
+    plain(axes)
     axes.set_title("F1 by label", loc="left", fontsize=10, color=INK)
     names = list(per_class)
     values = [_number(per_class[name]["f1"]) for name in names]
@@ -195,7 +200,7 @@ def _draw_f1(axes: Axes, per_class: Mapping[str, Mapping[str, Any]]) -> None:
     axes.grid(axis="y", visible=False)
     if len(names) <= HIGHEST_NAMED:
         size = 9 if len(names) <= 20 else 7
-        shown = [_short(name) for name in names]
+        shown = [short(name) for name in names]
         axes.set_yticks(np.arange(len(names)), shown, fontsize=size, parse_math=False)
     else:
         axes.set_yticks([])
@@ -219,41 +224,9 @@ def _headline(metrics: Mapping[str, Any]) -> str:
     return "   ".join(parts)
 
 
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(GRID)
-    axes.tick_params(colors=SOFT, labelsize=8, length=0)
-    axes.grid(axis="both", color=GRID, lw=0.8)
-    axes.set_axisbelow(True)
-
-
 def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _short(name: str) -> str:
-    """Returns the name, its middle left out where it is long: both ends may tell labels apart."""
-    if len(name) <= LONGEST_NAME:
-        return name
-    half = (LONGEST_NAME - 1) // 2
-    return f"{name[:half]}…{name[-half:]}"
-
-
 def _matrix_inches(labels: int) -> float:
     return float(np.clip(0.2 * labels + 3, 5.6, 12)) if labels <= HIGHEST_NAMED else 7.0
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _write(figure: Figure, path: str | Path) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        # A label in a script the font lacks shows as boxes; the numbers are right all the same.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path, format="png")
-    return path

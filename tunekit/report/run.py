@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -25,9 +25,16 @@ def versions() -> dict[str, str]:
 
 
 def run_report(
-    model: Model, splits: Splits, *, trained: Collection[str], seconds: float, compiles: int
+    model: Model,
+    splits: Splits,
+    *,
+    trained: Collection[str],
+    seconds: float,
+    compiles: int,
+    phases: Sequence[Mapping[str, Any]],
+    audit: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Returns versions, device, data, parameters and cost of a run.
+    """Returns versions, device, data, parameters, phases and cost of a run.
 
     Args:
         model: after training.
@@ -35,6 +42,8 @@ def run_report(
         trained: structural names of the variables that trained in any phase.
         seconds: of the whole run.
         compiles: programs compiled for training steps.
+        phases: what became of each.
+        audit: how far each part moved.
     """
     sizes = {name: int(np.prod(v.shape)) for name, v in model.variables().items()}
     moved = sum(sizes[name] for name in trained)
@@ -51,6 +60,8 @@ def run_report(
         "parameters": {"trained": moved, "frozen": sum(sizes.values()) - moved},
         "seconds": seconds,
         "compiles": compiles,
+        "phases": list(phases),
+        "audit": dict(audit),
     }
 
 

@@ -91,11 +91,12 @@ class ImageClassification:
                 pixels = _augmented(image, preprocessing, augment, rng)
             else:
                 pixels = preprocessing.to_pixels(image)
-            return {"image": pixels, "label": self._encode_label(example["label"])}
+            return {"image": pixels, "label": self.encode_label(example["label"])}
 
         return encode
 
-    def _encode_label(self, label: Any) -> np.ndarray:
+    def encode_label(self, label: Any) -> np.ndarray:
+        """Returns the label column of one example: int32 [], or float32 [C] where any may hold."""
         if not self.multi_label:
             return np.asarray(label, np.int32)
         label = np.asarray(label)
@@ -114,8 +115,10 @@ class ImageClassification:
     def augment_batch(self, key: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """Returns the batch with "target", images float32 and mixed where the task says so.
 
-        Pure; runs inside the compiled training step.
+        Pure; runs inside the compiled training step. A batch of cached features has no images.
         """
+        if "image" not in batch:
+            return {**batch, "target": self.targets(batch["label"])}
         images = jnp.asarray(batch["image"], jnp.float32)
         targets = self.targets(batch["label"])
         if self.mixup or self.cutmix:

@@ -48,14 +48,14 @@ class Programs:
 
     def of(self, index: int, carried: Carried, *arguments: Any) -> Program:
         """Returns the step of a phase, having waited for it; compiled for these arguments."""
-        key = self._keys[index]
+        key = self.keys[index]
         if key not in self._futures:
             self._begin(key, self.step(index).lowered(carried, *arguments))
         return self._futures[key].result()
 
     def prepare(self, index: int) -> None:
         """Begins to compile the step of a phase that has not begun, from its shapes alone."""
-        if index == len(self.phases) or (key := self._keys[index]) in self._futures:
+        if index == len(self.phases) or (key := self.keys[index]) in self._futures:
             return
         phase = self.phases[index]
         carried, frozen = jax.eval_shape(
@@ -90,8 +90,8 @@ class Programs:
         return {name: self.anchors[name] for name in anchor_names(phase.trainable)}
 
     @cached_property
-    def _keys(self) -> list[Hashable]:
-        """What is equal for phases of one program: all that is traced, rates not among it."""
+    def keys(self) -> list[Hashable]:
+        """Equal for phases of one program: all that is traced, rates not among it."""
         keys: list[Hashable] = []
         for index, (phase, feed) in enumerate(zip(self.phases, self.feeds, strict=True)):
             spec = phase.spec

@@ -181,6 +181,7 @@ class Trainer:
             "stopped_early": progress.phase_step < phase.steps,
             "best_score": None if best == NO_SCORE else best,
             "start": feed.start,
+            "reason": feed.reason,
         }
         progress.phases[progress.phase :] = [record]
 

@@ -237,4 +237,4 @@ def testprograms_of_one_partition_differ_where_what_is_traced_does():
     plan = [phase(), phase(batch_norm="frozen"), phase(mixout=0.1), phase(optimizer=SGD), phase()]
     trainer = small_trainer(small_model(), plan)
     programs: Programs = trainer.programs
-    assert len(set(programs._keys)) == 4
+    assert len(set(programs.keys)) == 4

@@ -1,0 +1,259 @@
+"""A recipe run: from a model and data to a trained model and its record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tunekit.data.features import FeatureStore
+from tunekit.data.source import Splits, open_data
+from tunekit.errors import CheckpointError, Issue, ModelError, RecipeError
+from tunekit.evaluation.audit import audit
+from tunekit.feeds import Feeder, judge
+from tunekit.folder import check_replaceable
+from tunekit.methods.spec import DEFAULT_TRAIN
+from tunekit.models.model import Model, load_model
+from tunekit.models.spec import HeadSpec
+from tunekit.plans.builders import expand_plan
+from tunekit.plans.resolve import ResolvedPhase, resolve_plan
+from tunekit.plans.selection import resolve_selection
+from tunekit.recipe import Recipe
+from tunekit.recipe_keywords import IN_MEMORY
+from tunekit.report.run import run_report
+from tunekit.result import MARKS, MODEL_FILE, RUN_FOLDER, Result
+from tunekit.tasks.image_classification import ImageClassification
+from tunekit.training.checkpoints import Checkpoints
+from tunekit.training.progress import reporter
+from tunekit.training.step import Values
+from tunekit.training.trainer import Trained, Trainer
+
+
+def run(recipe: Recipe, *, model: Model | keras.Model | None = None, data: Any = None) -> Result:
+    """Returns the result of `recipe`; saved too where the recipe names a folder.
+
+    Args:
+        recipe: what to do.
+        model: used in place of the one that the recipe names.
+        data: used in place of the path that the recipe names.
+
+    Raises:
+        RecipeError: the recipe names no data, or stops early without validation data.
+        DataError: everything that is wrong with the data, at once.
+        ModelError: the model cannot be loaded, or the folder is not tunekit's to write to.
+        CheckpointError: the checkpoints to resume from belong to another run, or there are some of
+            an unfinished run and it is not to be resumed.
+    """
+    since = time.perf_counter()
+    if recipe.runtime.out is not None:
+        # Now, and not when hours of training are to be saved.
+        check_replaceable(Path(recipe.runtime.out).expanduser(), MARKS)
+    with session(recipe, model, data) as ready:
+        before = ready.feeder.forward.values()
+        trained = ready.train()
+    # From here on the model is trained, and an error no reason to take its new head away.
+    result = ready.result(trained, before, seconds=time.perf_counter() - since)
+    if recipe.runtime.out is not None:
+        result.save(recipe.runtime.out)
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """A recipe made ready: data open, model loaded, phases in steps."""
+
+    recipe: Recipe
+    splits: Splits
+    task: ImageClassification
+    model: Model
+    feeder: Feeder
+    phases: tuple[ResolvedPhase, ...]
+
+    def of(self, recipe: Recipe) -> Session:
+        """Returns a session over the same model and data, of a recipe that differs elsewhere."""
+        feeder = self.feeder.sibling(recipe)
+        return replace(self, recipe=recipe, feeder=feeder, phases=_phases(recipe, feeder))
+
+    def trainer(self, checkpoints: Checkpoints | None = None, **changes: Any) -> Trainer:
+        """Returns what trains the phases."""
+        return Trainer(
+            forward=self.feeder.forward,
+            phases=self.phases,
+            feeds=[self.feeder.feed(phase) for phase in self.phases],
+            optimizer=self.recipe.optimizer,
+            runtime=self.recipe.runtime,
+            seed=self.recipe.seed,
+            checkpoints=checkpoints,
+            **changes,
+        )
+
+    def fresh_head(self) -> Values:
+        """Returns the values of a fresh head as the recipe's seed draws them, by full name."""
+        return self.model.fresh_head_values(self.recipe.seed)
+
+    def train(self) -> Trained:
+        """Trains the model through the phases."""
+        checkpoints = _checkpoints(self.recipe, self.splits)
+        shown = reporter(self.recipe.runtime.progress)
+        try:
+            return self.trainer(checkpoints, reporter=shown).fit()
+        finally:
+            if checkpoints is not None:
+                checkpoints.close()
+
+    def result(self, trained: Trained, before: Values, *, seconds: float) -> Result:
+        """Returns the result of the model as it is.
+
+        Args:
+            trained: the record of its training.
+            before: every value when training began.
+            seconds: that it took.
+        """
+        judged = self.splits.test if self.splits.test is not None else self.splits.validation
+        metrics = {}
+        if judged is not None:
+            metrics = judge(self.task, self.feeder.judging_batches(judged), self.model.apply)
+        names = frozenset[str]().union(*(phase.trainable for phase in self.phases))
+        after = self.feeder.forward.values()
+        report = run_report(
+            self.model,
+            self.splits,
+            trained=names,
+            seconds=seconds,
+            compiles=trained.compiles,
+            phases=trained.phases,
+            audit=audit(before, after, names, self.model.groups()),
+        )
+        return Result(self.model, self.recipe, trained.history, metrics, report, self.task)
+
+
+@contextmanager
+def session(
+    recipe: Recipe, model: Model | keras.Model | None = None, data: Any = None
+) -> Iterator[Session]:
+    """Yields a recipe made ready; an error in the block gives a `Model` its earlier head back.
+
+    Raises: as `run` does before it trains.
+    """
+    _check_named(recipe, model, data)
+    splits = open_data(data, recipe.data, seed=recipe.seed)
+    task = ImageClassification.bind(recipe.task, splits.train, recipe.augment)
+    _check_stopping(recipe, splits)
+    with _ready_model(recipe, model, task) as ready:
+        feeder = Feeder(recipe, ready, task, splits, FeatureStore(recipe.cache))
+        yield Session(recipe, splits, task, ready, feeder, _phases(recipe, feeder))
+
+
+def _phases(recipe: Recipe, feeder: Feeder) -> tuple[ResolvedPhase, ...]:
+    model = feeder.model
+    return resolve_plan(
+        expand_plan(recipe.plan, model.groups()),
+        lambda selectors: resolve_selection(selectors, model),
+        default_train=DEFAULT_TRAIN[recipe.method],
+        steps_per_epoch=feeder.steps_per_epoch,
+    )
+
+
+@contextmanager
+def _ready_model(
+    recipe: Recipe, given: Model | keras.Model | None, task: ImageClassification
+) -> Iterator[Model]:
+    """The model with a head for the task's labels; a given `Model` is put back on an error."""
+    backbone = recipe.backbone
+    if not isinstance(given, Model):
+        model = load_model(
+            backbone.name if given is None else given,
+            image_size=backbone.image_size,
+            labels=task.label_names,
+            head=recipe.head,
+            dtype=backbone.dtype,
+            pretrained=backbone.pretrained,
+            seed=recipe.seed,
+        )
+        model.multi_label = task.multi_label
+        yield model
+        return
+    _check_given(recipe, given)
+    with given.restored_on_error():
+        asked = recipe.head if recipe.head != HeadSpec() else None
+        same_head = asked is None or asked == given.head_spec
+        if given.labels != task.label_names or not same_head:
+            given.replace_head(
+                task.label_names, asked, seed=recipe.seed, multi_label=task.multi_label
+            )
+        given.multi_label = task.multi_label
+        yield given
+
+
+def _check_given(recipe: Recipe, model: Model) -> None:
+    """Refuses what only the loading of a model can do."""
+    size, wanted = model.preprocessing.image_size_px, recipe.backbone.image_size
+    wanted = (wanted, wanted) if isinstance(wanted, int) else wanted
+    dtype = model.backbone.keras.dtype_policy.name
+    if wanted is not None and tuple(wanted) != tuple(size):
+        raise ModelError(
+            f"image_size: expected {size}, that of the model given, got {tuple(wanted)}. Load it "
+            f"with tunekit.load_model(..., image_size={wanted})."
+        )
+    if recipe.backbone.dtype not in ("float32", dtype):
+        raise ModelError(
+            f"precision: expected {dtype!r}, that of the model given, got "
+            f"{recipe.backbone.dtype!r}. Load it with tunekit.load_model(..., "
+            f"dtype={recipe.backbone.dtype!r})."
+        )
+
+
+def _check_named(recipe: Recipe, model: Any, data: Any) -> None:
+    """Refuses a recipe that leaves out what the caller does not give either."""
+    issues = []
+    if model is None and recipe.backbone.name == IN_MEMORY:
+        message = "the recipe was made for a model in memory; name one, or pass model=."
+        issues.append(Issue("backbone.name", message))
+    if data is None and recipe.data.path is None:
+        message = "expected the path of the training data, got none; name one, or pass data=."
+        issues.append(Issue("data.path", message))
+    if issues:
+        raise RecipeError(issues)
+
+
+def _check_stopping(recipe: Recipe, splits: Splits) -> None:
+    if splits.validation is not None:
+        return
+    issues = [
+        Issue(
+            f"plan[{index}].early_stopping",
+            "needs validation data, and there is none. Give data.validation or a "
+            "data.validation_fraction above 0.",
+        )
+        for index, phase in enumerate(recipe.plan)
+        if getattr(phase, "early_stopping", None) is not None
+    ]
+    if issues:
+        raise RecipeError(issues)
+
+
+def _checkpoints(recipe: Recipe, splits: Splits) -> Checkpoints | None:
+    if recipe.runtime.out is None or recipe.runtime.checkpoint_every is None:
+        return None
+    out = Path(recipe.runtime.out).expanduser()
+    folder = out / RUN_FOLDER
+    unfinished = folder.is_dir() and any(folder.iterdir()) and not (out / MODEL_FILE).exists()
+    if unfinished and not recipe.runtime.resume:
+        raise CheckpointError(
+            f"{out} holds the checkpoints of a run that has not ended. Go on with it by "
+            f"resume=True (tunekit run --resume), choose another folder, or delete {folder}."
+        )
+    tree = recipe.model_dump(
+        mode="json", exclude={"runtime": True, "data": True, "cache": {"store", "folder"}}
+    )
+    data = {f"{name} data": source.fingerprint for name, source in splits.items()}
+    return Checkpoints(
+        folder,
+        identity={**tree, **data},
+        keep=recipe.runtime.keep_checkpoints,
+    )
