@@ -2,8 +2,8 @@
 
 XLA's CPU backend runs depthwise convolutions, and the weight gradients of pointwise ones, tens of
 times slower than the same sums written as shifted products or as a matrix product
-(``benchmarks/cpu_convolution.py`` measures both). The layers keep their weights and meaning; on
-an accelerator nothing here is used.
+(``benchmarks/cpu_convolution.py`` measures both), and the weight gradients of patches at half the
+speed. The layers keep their weights and meaning; on an accelerator nothing here is used.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def cpu_convolutions(layers: Iterable[keras.Layer]) -> dict[keras.Layer, Wrap]:
             wraps[layer] = functools.partial(_depthwise_call, layer)
         elif type(layer) is keras.layers.Conv2D and _is_pointwise(layer):
             wraps[layer] = functools.partial(_pointwise_call, layer)
+        elif type(layer) is keras.layers.Conv2D and _is_patchwise(layer):
+            wraps[layer] = functools.partial(_patchwise_call, layer)
     return wraps
 
 
@@ -49,6 +51,27 @@ def _pointwise_call(layer: keras.layers.Conv2D, call: Call) -> Call:
         return _finish(layer, y)
 
     return pointwise
+
+
+def _is_patchwise(layer: keras.layers.Conv2D) -> bool:
+    """Whether every pixel is seen once: the patches of a vision transformer, ConvNeXt's stem."""
+    apart = layer.kernel_size == layer.strides and layer.padding == "valid"
+    return apart and layer.groups == 1 and layer.dilation_rate == (1, 1)
+
+
+def _patchwise_call(layer: keras.layers.Conv2D, call: Call) -> Call:
+    del call
+
+    def patchwise(inputs: Any) -> Any:
+        kernel = jnp.asarray(layer.kernel)
+        rows, columns, channels, filters = kernel.shape
+        down, across = inputs.shape[1] // rows, inputs.shape[2] // columns
+        x = inputs[:, : down * rows, : across * columns, :]
+        x = x.reshape(-1, down, rows, across, columns, channels).transpose(0, 1, 3, 2, 4, 5)
+        y = x.reshape(-1, rows * columns * channels) @ kernel.reshape(-1, filters)
+        return _finish(layer, y.reshape(-1, down, across, filters))
+
+    return patchwise
 
 
 def _depthwise_call(layer: keras.layers.DepthwiseConv2D, call: Call) -> Call:

@@ -15,7 +15,7 @@ from typing import Literal
 import jax
 import keras
 
-from tunekit.models.cpu_convolution import cpu_convolutions
+from tunekit.models.cpu_layers import cpu_layers
 from tunekit.models.intercept import (
     Wrap,
     in_inference_mode,
@@ -130,7 +130,7 @@ class Forward:
         return outputs, updates
 
     def _kernels(self) -> dict[keras.Layer, Wrap]:
-        return cpu_convolutions(self.layers.values()) if jax.default_backend() == "cpu" else {}
+        return cpu_layers(self.layers.values()) if jax.default_backend() == "cpu" else {}
 
     def _modes(self, trainable: Collection[str]) -> dict[keras.Layer, Wrap]:
         """Puts each layer that has a training mode into the one that the partition says."""
