@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tunekit.methods.spec import DEFAULT_LEARNING_RATE
 from tunekit.plans.phase import Phase
 
-EPOCHS = 5
+EPOCHS = 10
 _BLOCK = re.compile(r"blocks\[(\d+)\]")
 
 

@@ -50,7 +50,7 @@ def gradient_noise(
 
     def squares(tree: Values) -> dict[str, jax.Array]:
         return {
-            group: sum((jnp.sum(jnp.square(tree[n])) for n in names), start=jnp.float32(0))
+            group: sum((jnp.sum(jnp.square(tree[n])) for n in names), start=jnp.zeros(()))
             for group, names in groups.items()
         }
 
@@ -62,14 +62,17 @@ def gradient_noise(
         return jax.tree.map(jnp.add, (total, norms), (found, squares(found)))
 
     zeros = {name: jnp.zeros(value.shape, jnp.float32) for name, value in weights.items()}
-    sums, count = (zeros, dict.fromkeys(groups, jnp.float32(0))), 0
+    sums: Any = (zeros, dict.fromkeys(groups, jnp.zeros(())))
+    count = 0
     for batch in batches:
         sums, count = added(sums, weights, batch), count + 1
     assert count > 1, "noise shows between batches"
-    mean = {name: total / count for name, total in sums[0].items()}
-    of_mean, of_weights = jax.jit(squares)(mean), jax.jit(squares)(weights)
+    of_mean, of_weights = (
+        {group: float(square) for group, square in jax.device_get(jax.jit(squares)(tree)).items()}
+        for tree in ({name: total / count for name, total in sums[0].items()}, weights)
+    )
     return {
-        group: _noise(float(of_mean[group]), float(square), float(of_weights[group]), count)
+        group: _noise(of_mean[group], float(square), of_weights[group], count)
         for group, square in sums[1].items()
     }
 
