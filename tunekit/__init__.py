@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from tunekit.plans.phase import Phase as Phase
     from tunekit.preview import Preview as Preview
     from tunekit.preview import plan_preview as plan_preview
+    from tunekit.probe import Probe as Probe
+    from tunekit.probe import probe as probe
     from tunekit.recipe import Recipe as Recipe
     from tunekit.result import Result as Result
     from tunekit.result import load as load
@@ -53,6 +55,7 @@ _HOMES = {
     "Phase": "tunekit.plans.phase",
     "Prediction": "tunekit.tasks.prediction",
     "Preview": "tunekit.preview",
+    "Probe": "tunekit.probe",
     "RandAugmentSpec": "tunekit.data.spec",
     "Recipe": "tunekit.recipe",
     "Result": "tunekit.result",
@@ -64,6 +67,7 @@ _HOMES = {
     "load": "tunekit.result",
     "load_model": "tunekit.models.model",
     "plan_preview": "tunekit.preview",
+    "probe": "tunekit.probe",
     "run": "tunekit.run",
     "sweep": "tunekit.sweep",
 }

@@ -81,6 +81,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     add("layers", _layers, "print a model's layers as a tree, and which train", "model", "marks")
     about = "print a plan as a recipe of single phases; or write it and draw it"
     add("plan-preview", _plan_preview, about, *_RECIPE, "preview", "force")
+    about = "what each depth of a model knows of the labels, and a plan drafted from it"
+    add("probe", _probe, about, "model", "data", "probe")
     return parser, commands
 
 
@@ -107,6 +109,7 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], object]] = {
     "model": lambda sub: sub.add_argument("model", help="bundled name, preset or folder"),
     "marks": lambda sub: _add_marks(sub.add_mutually_exclusive_group()),
     "preview": lambda sub: _add_preview(sub),
+    "probe": lambda sub: _add_probe(sub),
     "space": lambda sub: _add_space(sub),
 }
 _SPACE = (
@@ -137,6 +140,11 @@ def _add_space(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--out", metavar="DIR", help="folder to save in; runs/sweep-<recipe> where none is given"
     )
+
+
+def _add_probe(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--examples", type=int, metavar="N", help="of each split, at most; else 5000")
+    sub.add_argument("--out", metavar="DIR", help="folder for plan.yaml, probe.png, probe.json")
 
 
 def _ls(args: argparse.Namespace) -> None:
@@ -287,6 +295,16 @@ def _plan_preview(args: argparse.Namespace) -> None:
         args.yaml.write_text(preview.to_yaml(), encoding="utf-8")
     for path in filter(None, (args.yaml, args.plot)):
         print(f"written: {path}")
+
+
+def _probe(args: argparse.Namespace) -> None:
+    from tunekit.probe import probe
+
+    given = {} if args.examples is None else {"max_examples": args.examples}
+    found = probe(args.model, args.data, **given)
+    print(found)
+    if args.out:
+        print(f"saved in {found.save(args.out)}")
 
 
 def _print_metrics(metrics: Mapping[str, Any]) -> None:

@@ -161,6 +161,8 @@ def probe(
         >>> tunekit.probe("efficientnet_lite0", "photos/").save("probe")
     """
     keywords = {name: value for name, value in locals().items() if name != "max_examples"}
+    if max_examples is not None and max_examples < 1:
+        raise DataError(f"max_examples: expected at least 1, or None for all, got {max_examples}.")
     # The plan is what is asked for; until it is known, one that is valid stands in its place.
     recipe = Recipe.from_keywords(**keywords, plan=Phase(epochs=1))
     spec = replace(recipe.data, max_examples=max_examples)
