@@ -4,7 +4,8 @@ Between two neighbouring cuts lies one link: a single layer, or branches that me
 residual block, a dense layer's concatenation, an inception cell). Layers that hold their blocks
 inside, such as a transformer's encoder, are opened.
 
-Reads the private ``_nodes_by_depth``, ``_layers`` and ``_trainable_variables`` of Keras 3.15.
+Reads the private ``_nodes_by_depth``, ``_layers``, ``_inbound_nodes`` and
+``_trainable_variables`` of Keras 3.15.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+
+from tunekit.models.intercept import Call, Wrap, intercept
 
 _BLOCK_SIZE = 3
 """Weighted leaves that make a layer a block; convolution + norm or squeeze-and-excite are two."""
@@ -48,13 +51,40 @@ def _chain(layer: keras.Layer, stages: frozenset[type]) -> list[Link]:
     if _is_functional(layer):
         return [link for stretch in _stretches(layer) for link in _links(stretch, stages)]
     if _holds_blocks(layer, stages):
-        return [link for child in sublayers(layer) for link in _chain(child, stages)]
+        return [link for child in _in_running_order(layer) for link in _chain(child, stages)]
     return [Link((layer,))]
 
 
 def sublayers(layer: keras.Layer) -> list[keras.Layer]:
     """Returns the layers directly inside `layer`."""
     return list(layer._layers)
+
+
+def _in_running_order(layer: keras.Layer) -> list[keras.Layer]:
+    """The layers inside an encoder as they run; as they were made where nothing depends on it.
+
+    KerasHub's ViT makes its dropout after the blocks and runs it before them.
+    """
+    children = sublayers(layer)
+    nodes = layer._inbound_nodes
+    if not nodes or all(leaf._layers or leaf.weights for leaf in children):
+        return children
+    order: dict[int, int] = {}
+
+    def noting(child: keras.Layer) -> Wrap:
+        def wrap(call: Call) -> Call:
+            def noted(*args: Any, **kwargs: Any) -> Any:
+                order.setdefault(id(child), len(order))
+                return call(*args, **kwargs)
+
+            return noted
+
+        return wrap
+
+    arguments = nodes[0].arguments
+    with intercept({child: noting(child) for child in children}):
+        keras.Operation.compute_output_spec(layer, *arguments.args, **arguments.kwargs)
+    return sorted(children, key=lambda child: order.get(id(child), len(order)))
 
 
 def leaves(layer: keras.Layer) -> Iterator[keras.Layer]:
