@@ -89,7 +89,6 @@ def _placed(issue: Issue, at: Sequence[Values], members: Sequence[Values]) -> Is
     shared = {
         path: value for path, value in at[0].items() if all(each[path] == value for each in at)
     }
-    others = "" if shared or len(at) == 1 else f" and in {len(at) - 1} more"
-    return Issue(
-        issue.path, f"{issue.message} So it is with {values_text(shared or at[0])}{others}."
-    )
+    others = "" if shared or len(at) == 1 else f", and {len(at) - 1} more"
+    where = f"In members with {values_text(shared or at[0])}{others}."
+    return Issue(issue.path, f"{issue.message} {where}")
