@@ -131,6 +131,8 @@ def test_there_is_no_cut_where_everything_trains(family):
         ("resnet", "last 2", "backbone/pool1_pool", (8, 8, 64)),
         ("resnet", "blocks[0]", "backbone/pool1_pool", (8, 8, 64)),
         ("vit", "head", "heads/label/pooling", (16,)),
+        ("vit", "last 1", "backbone/vit_encoder/transformer_block_1", (5, 16)),
+        ("vit", "last 2", "backbone/vit_encoder/dropout", (5, 16)),
         ("dinov2", "head", "heads/label/pooling", (16,)),
         ("dinov2", "last 1", "backbone/dinov2_backbone_encoder/layers_0", (5, 16)),
         ("dinov2", "last 2", "backbone/dinov2_backbone_embeddings", (5, 16)),
