@@ -56,7 +56,20 @@ class _Shared:
 
     forward: Forward
     cuts: dict[Any, Cut | None] = field(default_factory=dict)
+    prefixes: dict[str, Program] = field(default_factory=dict)
+    """Compiled up to each cut, by its name."""
     judges: dict[str, Program] = field(default_factory=dict)
+    """Compiled from each cut on, by its name."""
+    fingerprints: dict[str, tuple[list[jax.Array], str]] = field(default_factory=dict)
+
+    def fingerprint(self, cut: Cut, values: Values) -> str:
+        """Returns the cut's fingerprint, computed anew only where an array is another one."""
+        read = [values[name] for name in sorted(cut.reads)]
+        known, fingerprint = self.fingerprints.get(cut.name, ([], ""))
+        if len(known) != len(read) or any(a is not b for a, b in zip(known, read, strict=True)):
+            fingerprint = cut.fingerprint(values)
+            self.fingerprints[cut.name] = (read, fingerprint)
+        return fingerprint
 
 
 @dataclass(eq=False)
@@ -251,14 +264,17 @@ class Feeder:
         """The outputs of the frozen part, [V, N, ...], computed where the store has none."""
         views = self.recipe.cache.views if augment is not None else 1
         key = cache_key(
-            prefix=cut.fingerprint(values),
+            prefix=self.shared.fingerprint(cut, values),
             data=ordered_fingerprint(cast(Source, batches.source)),
             preprocessing=self.model.preprocessing,
             dtype=self.recipe.cache.dtype,
             views=[views, augment, self.recipe.seed] if augment is not None else None,
             platform=[jax.default_backend(), jax.__version__],
         )
-        program = jax.jit(lambda values, pixels: cut.features(values, pixels.astype("float32")))
+        program = self.shared.prefixes.setdefault(
+            cut.name,
+            jax.jit(lambda values, pixels: cut.features(values, pixels.astype("float32"))),
+        )
         shape = (views, len(batches.source), *cut.shape)
         return self.store.get(
             key, shape, lambda out: fill_features(batches, lambda x: program(values, x), out)

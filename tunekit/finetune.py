@@ -46,6 +46,7 @@ def finetune(
     class_weights: str | Sequence[float] | None = None,
     balanced: bool = False,
     image_size: int | tuple[int, int] | None = None,
+    blocks: int | None = None,
     precision: Dtype = "float32",
     validation: Any = None,
     seed: int = 0,
@@ -88,6 +89,7 @@ def finetune(
         class_weights: "balanced", or one weight a label.
         balanced: draws every class equally often.
         image_size: side, or (height, width), in pixels.
+        blocks: of the backbone to keep, from the first; all by default.
         precision: of weights and computations.
         validation: a path, (images, labels), or the fraction of the training data set aside.
         seed: of everything random.

@@ -162,6 +162,7 @@ def _built(recipe: Recipe, labels: Sequence[str]) -> Model:
         head=recipe.head,
         dtype=backbone.dtype,
         pretrained=False,
+        blocks=backbone.blocks,
     )
 
 

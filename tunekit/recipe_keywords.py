@@ -25,6 +25,9 @@ AUGMENTS = {"light": AugmentSpec(horizontal_flip=True, random_resized_crop=(0.5,
 
 DEFAULT_EPOCHS = 5
 
+MLP_WIDTH = 256
+"""Of the one hidden layer of a head that is "mlp" and nothing more."""
+
 _FIELDS = {
     "model": "backbone.name",
     "data": "data.path",
@@ -44,6 +47,7 @@ _FIELDS = {
     "clip_norm": "optimizer.clip_norm",
     "ema": "optimizer.ema",
     "image_size": "backbone.image_size",
+    "blocks": "backbone.blocks",
     "precision": "backbone.dtype",
     "validation": "data.validation",
     "seed": "seed",
@@ -115,6 +119,8 @@ def _said(name: str, value: Any) -> list[tuple[str, Any]]:
     if name in ("data", "validation") and not isinstance(value, (str, Path)):
         is_share = name == "validation" and isinstance(value, (int, float))
         return [("data.validation_fraction", value)] if is_share else []
+    if name == "head" and value == "mlp":
+        return [(field, value), ("head.hidden", [MLP_WIDTH])]
     tolist = getattr(value, "tolist", None)  # a NumPy array has no one answer to ==
     return [(field, tolist() if callable(tolist) else value)]
 

@@ -173,6 +173,7 @@ def _ready_model(
             head=recipe.head,
             dtype=backbone.dtype,
             pretrained=backbone.pretrained,
+            blocks=backbone.blocks,
             seed=recipe.seed,
         )
         model.multi_label = task.multi_label
@@ -199,6 +200,11 @@ def _check_given(recipe: Recipe, model: Model) -> None:
         raise ModelError(
             f"image_size: expected {size}, that of the model given, got {tuple(wanted)}. Load it "
             f"with tunekit.load_model(..., image_size={wanted})."
+        )
+    if recipe.backbone.blocks is not None:
+        raise ModelError(
+            f"blocks: {recipe.backbone.blocks} of a model that is already made cannot be kept. Load "
+            f"it with tunekit.load_model(..., blocks={recipe.backbone.blocks})."
         )
     if recipe.backbone.dtype not in ("float32", dtype):
         raise ModelError(

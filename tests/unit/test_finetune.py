@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 
-import tunekit
 from tests.contract.families import fixed, images, plain_cnn
 from tunekit import HeadSpec, Phase, Recipe, RuntimeSpec, finetune, load_model, run
 from tunekit.errors import CheckpointError, DataError, ModelError, RecipeError, SelectionError
+from tunekit.run import Session
 
 QUICK = {"batch_size": 8, "progress": "none", "epochs": 1}
 
@@ -112,6 +112,19 @@ def test_a_recipe_that_leaves_out_model_and_data_says_both():
     assert [issue.path for issue in caught.value.issues] == ["backbone.name", "data.path"]
 
 
+def test_the_first_blocks_alone_are_the_backbone_of_a_loaded_model():
+    keywords = {**QUICK, "image_size": 32, "blocks": 2, "train": "head"}
+    result = finetune("efficientnet_lite0", images(), **keywords)
+    assert sum(group.kind == "block" for group in result.model.groups()) == 2
+    assert result.recipe.backbone.blocks == 2
+
+
+def test_the_blocks_of_a_model_given_cannot_be_left_out():
+    model = load_model(network())
+    with pytest.raises(ModelError, match="blocks: 1 of a model that is already made"):
+        finetune(model, images(), blocks=1, **QUICK)
+
+
 def test_the_image_size_of_a_model_given_cannot_be_changed():
     model = load_model(network())
     with pytest.raises(ModelError, match=r"expected \(32, 32\).*got \(64, 64\).*load_model"):
@@ -165,8 +178,7 @@ def test_an_error_after_training_leaves_the_model_trained_with_its_new_head(monk
     model = load_model(network(), labels=["cat", "dog"])
     pixels, names = images(24)
     data = {"train": (pixels[:18], names[:18]), "test": (pixels[18:], names[18:])}
-    evaluation = tunekit.finetune.__globals__["_Evaluation"]
-    monkeypatch.setattr(evaluation, "__call__", lambda self, values=None: 1 / 0)
+    monkeypatch.setattr(Session, "result", lambda self, *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         finetune(model, data, validation=0.0, **QUICK)
     assert model.labels == ("blue", "green", "red")

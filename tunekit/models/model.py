@@ -91,7 +91,9 @@ class Model:
 
     def groups(self) -> tuple[Group, ...]:
         """Returns stem, blocks, top and heads: together every variable, none twice."""
-        return depth_groups(self)
+        if self._groups is None:
+            self._groups = depth_groups(self)
+        return self._groups
 
     def layers(self, trains: Collection[str] | None = None) -> LayerTree:
         """Returns the groups as a tree to print.
@@ -196,6 +198,7 @@ class Model:
         # Nothing below can fail: the model changes whole or not at all.
         self.keras, self.labels, self.head_spec = graph, labels, spec
         self._forward, self._program = forward, program
+        self._groups: tuple[Group, ...] | None = None
 
     def _head(self, labels: tuple[str, ...], spec: HeadSpec, seed: int) -> keras.Model:
         return build_head(
@@ -227,6 +230,7 @@ def load_model(
     head: HeadSpec | str | None = None,
     dtype: Dtype = "float32",
     pretrained: bool = True,
+    blocks: int | None = None,
     seed: int = 0,
 ) -> Model:
     """Returns the model that `source` names, ready to predict or to be fine-tuned.
@@ -241,6 +245,7 @@ def load_model(
         head: a HeadSpec, or a kind: "linear", "mlp", "cosine".
         dtype: precision of the backbone; the head is always float32.
         pretrained: False gives the same architecture with fresh weights.
+        blocks: how many blocks to keep, from the first; `None` keeps all.
         seed: of everything fresh.
 
     Raises:
@@ -250,7 +255,7 @@ def load_model(
         >>> len(load_model("efficientnet_lite0").labels)
         1000
     """
-    spec = BackboneSpec(str(source), image_size, dtype, pretrained)
+    spec = BackboneSpec(str(source), image_size, dtype, pretrained, blocks)
     backbone = load_backbone(source, spec, seed=seed)
     if labels is not None or head is not None or backbone.pretrained_head is None:
         return Model(backbone, labels or (), head, seed=seed)

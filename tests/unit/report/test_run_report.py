@@ -14,6 +14,8 @@ from tunekit.models.model import Model
 from tunekit.models.preprocessing import ImagePreprocessing
 from tunekit.report.run import run_report, versions
 
+RECORD = {"phases": [{"label": "head"}], "audit": {"groups": []}}
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -31,7 +33,7 @@ def test_a_report_has_data_parameters_and_cost(model):
     labels = ["cat"] * 4 + ["dog"] * 2
     splits = open_data((images(6), labels), DataSpec(validation_fraction=0), seed=0)
     head = [name for name in model.weight_names() if name.startswith("heads/")]
-    report = run_report(model, splits, trained=head, seconds=2.5, compiles=1)
+    report = run_report(model, splits, trained=head, seconds=2.5, compiles=1, **RECORD)
     assert report["parameters"] == {"trained": 2 * 2 + 2, "frozen": 3 * 3 * 3 * 2 + 2}
     assert report["data"]["train"] == {
         "fingerprint": splits.train.fingerprint,
@@ -40,13 +42,14 @@ def test_a_report_has_data_parameters_and_cost(model):
     }
     assert (report["seconds"], report["compiles"]) == (2.5, 1)
     assert report["device"]["platform"] == "cpu"
+    assert (report["phases"], report["audit"]) == (RECORD["phases"], RECORD["audit"])
     assert json.loads(json.dumps(report)) == report
 
 
 def test_multi_label_examples_count_for_each_of_their_labels(model):
     labels = [["cat", "dog"], ["dog"], ["cat"], []]
     splits = open_data((images(4), labels), DataSpec(validation_fraction=0), seed=0)
-    report = run_report(model, splits, trained=(), seconds=0.0, compiles=0)
+    report = run_report(model, splits, trained=(), seconds=0.0, compiles=0, **RECORD)
     assert report["data"]["train"]["examples_by_label"] == {"cat": 2, "dog": 2}
 
 
