@@ -198,6 +198,22 @@ def test_members_of_several_programs_train_one_after_another():
     assert found.best.model.head_spec.kind == (found.best_row or {})["head.kind"]
 
 
+def test_one_that_diverges_leaves_those_after_it_alone_and_a_model_given_as_it_was():
+    plan = (Phase(epochs=2, learning_rate=0.01, early_stopping=1),)
+    base = BASE.model_copy(update={"plan": plan})
+    model = tunekit.load_model(fixed(plain_cnn()))
+    before = {name: np.array(v.value) for name, v in model.variables().items()}
+    found = sweep(base, {"learning_rate": [DIVERGING, 0.01]}, model=model, data=images())
+    assert model.labels == ()
+    for name, variable in model.variables().items():
+        np.testing.assert_array_equal(variable.value, before[name])
+    assert "the loss is" in found.rows[0]["failure"]
+    assert found.rows[1]["failure"] is None and not found.rows[1]["together"]
+    alone = run(found.recipes[1], model=fixed(plain_cnn()), data=images())
+    assert [row["loss"] for row in found.histories[1]] == [row["loss"] for row in alone.history]
+    assert found.best.model is model and model.labels == ("blue", "green", "red")
+
+
 @pytest.mark.parametrize(
     ("scale", "optimum", "course", "median_at_random"),
     [("log(1e-5, 1e-1)", 1e-3, np.log10, 1.0), ("uniform(0, 1)", 0.3, float, 0.25)],

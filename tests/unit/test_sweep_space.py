@@ -185,12 +185,17 @@ def test_mistakes_of_all_members_are_said_at_once_with_the_values_that_make_them
     ]
 
 
-def test_a_mistake_of_members_that_share_no_value_names_the_first():
+def test_a_mistake_of_members_with_several_values_in_common_names_all_of_them():
     # Micro-batches must divide a batch: 3 do not divide 8, nor 2 divide 9.
     found = mistakes(["batch.size=8,9", "batch.accumulate=2,3"])
     assert len(found) == 2
     assert found[0].endswith("In members with batch.size=8 batch.accumulate=3.")
     assert found[1].endswith("In members with batch.size=9 batch.accumulate=2.")
+
+
+def test_a_mistake_of_members_that_share_no_value_names_the_first():
+    (found,) = mistakes(["head={kind: mlp},{kind: mlp, bias: false},{kind: linear}"])
+    assert found.endswith("In members with head=kind: mlp, and 1 more.")
 
 
 @pytest.mark.parametrize(
