@@ -138,7 +138,8 @@ def probe(
 
     One pass over the data gives every depth's features, pooled at once. The gradients are those of
     the loss under the linear probe of the last depth, in inference mode: the place from which
-    training goes on once the head is fitted. The model given is not changed.
+    training goes on once the head is fitted, where the layers right below it have little gradient
+    left. The model given is not changed.
 
     Args:
         model: bundled name, preset, folder, keras.applications name, `Model` or `keras.Model`.

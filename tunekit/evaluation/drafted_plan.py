@@ -59,16 +59,16 @@ def drafted_plan(evidence: Evidence) -> tuple[tuple[Phase, ...], tuple[str, ...]
     2. The cut is the deepest depth whose accuracy is within one standard error of the best's (the
        rule of Breiman et al. 1984, Classification and Regression Trees, section 3.4.3): a tie goes
        to the plan that trains less. What comes before the cut rests.
-    3. What comes after the cut trains, but for groups whose gradient over the whole training data
-       is more noise than signal (noise scale above the number of examples, McCandlish et al. 2018,
-       https://arxiv.org/abs/1812.06162): they would learn the sample.
+    3. What comes after the cut trains. Where its gradient over the whole training data is more
+       noise than signal (noise scale above the number of examples, McCandlish et al. 2018,
+       https://arxiv.org/abs/1812.06162), a reason warns of it.
     4. Where nothing comes after the cut, only groups train whose gradient is more signal than
        noise already in one batch, the surgical choice of Lee et al. 2023
        (https://arxiv.org/abs/2210.11466); mostly there are none, and the head trains alone.
     5. The head trains first, alone (Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
     """
     depths = evidence.depths
-    best = max(depths, key=lambda depth: depth.accuracy)
+    best = max(reversed(depths), key=lambda depth: depth.accuracy)  # of equals the deepest
     if best.accuracy - best.standard_error <= evidence.majority:
         why = (
             f"no linear probe is clearly better than always guessing the most frequent label "
@@ -77,22 +77,21 @@ def drafted_plan(evidence: Evidence) -> tuple[tuple[Phase, ...], tuple[str, ...]
         )
         return (_phase(("all",), "full"),), (why,)
     cut = _cut(depths, best)
-    after = depths[cut + 1 :]
     reasons = [_why_cut(evidence, best, depths[cut])]
-    bound = evidence.train_examples if after else evidence.batch_size
-    candidates = [depth for depth in after or depths if depth.parameters]
-    clear = [depth for depth in candidates if evidence.noise_scale(depth) <= bound]
-    reasons += (
-        _why_trained(evidence, candidates, clear) if after else _why_surgical(evidence, clear)
-    )
+    trained = [depth for depth in depths[cut + 1 :] if depth.parameters]
+    if depths[cut] is not depths[-1]:
+        reasons += _warning(evidence, trained)
+    else:
+        trained = [d for d in depths if d.parameters and d.snr >= 1]
+        reasons.append(_why_surgical(evidence, trained))
     head = _phase(("head",), "head")
-    if not clear:
+    if not trained:
         return (head,), tuple(reasons)
     reasons.append(
         "the head trains first: the gradients of a random head would spoil pretrained weights "
         "(Kumar et al. 2022)."
     )
-    selectors = ("head", *_selectors(clear, depths))
+    selectors = ("head", *_selectors(trained, depths))
     return (head, _phase(selectors, "full")), tuple(reasons)
 
 
@@ -111,7 +110,8 @@ def _why_cut(evidence: Evidence, best: Depth, cut: Depth) -> str:
         tie = "" if best is last else ", which is within one standard error"
         return f"{said}{tie}: what the backbone hands to the head is as good as any depth has."
     if cut is not best:
-        said += f"; {cut.name}, with {cut.accuracy:.2f}, ties with the best and is cheaper"
+        said += f"; {cut.name}, with {cut.accuracy:.2f}, is within one standard error"
+        said += " and lets less train"
     said += f". What comes after {cut.name} has specialised in other labels and trains; what comes "
     said += "before rests."
     if found := _BLOCK.fullmatch(cut.name):
@@ -119,33 +119,30 @@ def _why_cut(evidence: Evidence, best: Depth, cut: Depth) -> str:
     return said
 
 
-def _why_trained(
-    evidence: Evidence, candidates: Sequence[Depth], clear: Sequence[Depth]
-) -> list[str]:
-    noisy = [depth for depth in candidates if depth not in clear]
+def _warning(evidence: Evidence, trained: Sequence[Depth]) -> list[str]:
+    noisy = [d for d in trained if evidence.noise_scale(d) > evidence.train_examples]
     if not noisy:
         return []
-    least = min(map(evidence.noise_scale, noisy))
-    needed = "no batch is large enough" if least == float("inf") else f"from {least:,.0f} examples"
     return [
-        f"{_listed(noisy, evidence.depths)} would learn noise: the {evidence.train_examples:,} "
-        f"training examples are too few for a gradient that is more signal than noise "
-        f"({needed}). What is not trained rests."
+        f"the gradient of {_listed(noisy, evidence.depths)} is more noise than signal even over "
+        f"all {evidence.train_examples:,} training examples: watch that the validation loss falls "
+        "too."
     ]
 
 
-def _why_surgical(evidence: Evidence, clear: Sequence[Depth]) -> list[str]:
+def _why_surgical(evidence: Evidence, clear: Sequence[Depth]) -> str:
+    size = evidence.batch_size
     if clear:
-        return [
-            f"in {_listed(clear, evidence.depths)} the gradient of a single batch of "
-            f"{evidence.batch_size} is more signal than noise, so training it pays at once."
-        ]
+        return (
+            f"in {_listed(clear, evidence.depths)} the gradient of a single batch of {size} is "
+            "more signal than noise, so training it pays at once."
+        )
     highest = max(evidence.depths, key=lambda depth: depth.snr)
-    return [
-        f"no part's gradient is more signal than noise in a batch of {evidence.batch_size} (the "
-        f"highest ratio is {highest.snr:.2g}, of {highest.name}): the cheapest plan, the head "
-        "alone, comes first. Where that is not enough, train 'last 2' next."
-    ]
+    return (
+        f"no part's gradient is more signal than noise in a batch of {size} (the highest ratio "
+        f"is {highest.snr:.2g}, of {highest.name}): the cheapest plan, the head alone, comes "
+        "first. Where that is not enough, train 'last 2' next."
+    )
 
 
 def _phase(train: tuple[str, ...], rate: str) -> Phase:

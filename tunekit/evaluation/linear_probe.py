@@ -59,8 +59,14 @@ class LinearProbe:
 
     @property
     def standard_error(self) -> float:
-        """Of the accuracy: sqrt(p (1 - p) / N)."""
-        return float(self.correct.std() / len(self.correct) ** 0.5)
+        """Of the accuracy: sqrt(p (1 - p) / n) with n = N + 1 and p = (right + 1/2) / n.
+
+        The half on either side (Agresti and Coull 1998, for one standard error) keeps a few
+        examples, all of them right, from being taken for certainty.
+        """
+        n = len(self.correct) + 1
+        p = (self.correct.sum() + 0.5) / n
+        return float((p * (1 - p) / n) ** 0.5)
 
 
 def fit_probes(

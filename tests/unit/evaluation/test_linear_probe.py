@@ -132,8 +132,17 @@ def test_folds_share_every_class_out_evenly():
     assert np.array_equal(counts, [[3] * 3, [2] * 3, [1] * 3])
 
 
+def judged(right: int, count: int) -> LinearProbe:
+    return LinearProbe(np.zeros((1, 2)), np.zeros(2), 0.1, np.arange(count) < right)
+
+
 def test_accuracy_has_the_standard_error_of_a_proportion():
-    correct = np.array([True] * 6 + [False] * 4)
-    probe = LinearProbe(np.zeros((1, 2)), np.zeros(2), 0.1, correct)
+    probe = judged(6000, 10_000)
     assert probe.accuracy == 0.6
-    assert probe.standard_error == pytest.approx((0.6 * 0.4 / 10) ** 0.5)
+    assert probe.standard_error == pytest.approx((0.6 * 0.4 / 10_000) ** 0.5, rel=1e-3)
+
+
+def test_ten_right_answers_of_ten_are_not_certainty():
+    probe = judged(10, 10)
+    assert probe.accuracy == 1
+    assert probe.standard_error == pytest.approx((10.5 / 11 * 0.5 / 11 / 11) ** 0.5)
