@@ -56,6 +56,8 @@ def run(recipe: Recipe, *, model: Model | keras.Model | None = None, data: Any =
     with session(recipe, model, data) as ready:
         before = ready.feeder.forward.values()
         trained = ready.train()
+    if not isinstance(model, Model):
+        ready.model.features = None  # Nobody asked to go on from here: memory is given back.
     # From here on the model is trained, and an error no reason to take its new head away.
     result = ready.result(trained, before, seconds=time.perf_counter() - since)
     if recipe.runtime.out is not None:
@@ -134,9 +136,18 @@ class Session:
 
 @contextmanager
 def session(
-    recipe: Recipe, model: Model | keras.Model | None = None, data: Any = None
+    recipe: Recipe,
+    model: Model | keras.Model | None = None,
+    data: Any = None,
+    store: FeatureStore | None = None,
 ) -> Iterator[Session]:
     """Yields a recipe made ready; an error in the block gives a `Model` its earlier head back.
+
+    Args:
+        recipe: what to do.
+        model: used in place of the one that the recipe names.
+        data: used in place of the path that the recipe names.
+        store: of features that other sessions share; `None` is the model's own.
 
     Raises: as `run` does before it trains.
     """
@@ -145,8 +156,17 @@ def session(
     task = ImageClassification.bind(recipe.task, splits.train, recipe.augment)
     _check_stopping(recipe, splits)
     with _ready_model(recipe, model, task) as ready:
-        feeder = Feeder(recipe, ready, task, splits, FeatureStore(recipe.cache))
+        feeder = Feeder(recipe, ready, task, splits, _store(recipe, ready, store))
         yield Session(recipe, splits, task, ready, feeder, _phases(recipe, feeder))
+
+
+def _store(recipe: Recipe, model: Model, shared: FeatureStore | None) -> FeatureStore:
+    """The store given, or the model's, which outlives the run: a new head starts from there."""
+    if shared is not None and shared.spec == recipe.cache:
+        return shared
+    if model.features is None or model.features.spec != recipe.cache:
+        model.features = FeatureStore(recipe.cache)
+    return model.features
 
 
 def _phases(recipe: Recipe, feeder: Feeder) -> tuple[ResolvedPhase, ...]:
@@ -203,8 +223,8 @@ def _check_given(recipe: Recipe, model: Model) -> None:
         )
     if recipe.backbone.blocks is not None:
         raise ModelError(
-            f"blocks: {recipe.backbone.blocks} of a model that is already made cannot be kept. Load "
-            f"it with tunekit.load_model(..., blocks={recipe.backbone.blocks})."
+            f"blocks: {recipe.backbone.blocks} of a model that is already made cannot be kept. "
+            f"Load it with tunekit.load_model(..., blocks={recipe.backbone.blocks})."
         )
     if recipe.backbone.dtype not in ("float32", dtype):
         raise ModelError(

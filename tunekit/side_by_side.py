@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import keras
 import numpy as np
 
+from tunekit.data.features import FeatureStore
 from tunekit.errors import TrainingError
 from tunekit.models.model import Model
 from tunekit.recipe import Recipe
@@ -42,6 +43,7 @@ def run_members(
     model: Model | keras.Model | None = None,
     data: Any = None,
     reporter: Reporter | None = None,
+    store: FeatureStore | None = None,
 ) -> list[MemberRun]:
     """Returns what became of each recipe, in their order; a model given is left as it was.
 
@@ -53,6 +55,7 @@ def run_members(
         model: used in place of the one that the recipes name.
         data: used in place of the path that the recipes name.
         reporter: told of the course; `None` shows nothing.
+        store: of features, kept between calls; `None` keeps none.
 
     Raises: as `tunekit.run` does before it trains.
     """
@@ -65,7 +68,7 @@ def run_members(
         groups.setdefault(preparation, []).append(index)
     for indices in groups.values():
         first = recipes[indices[0]]
-        with _untouched(model), session(first, model, data) as ready:
+        with _untouched(model), session(first, model, data, store) as ready:
             sessions = {index: ready.of(recipes[index]) for index in indices}
             trainers = {
                 index: each.trainer(start={} if has_head else each.fresh_head())
@@ -180,11 +183,12 @@ def _untouched(model: Model | keras.Model | None) -> Iterator[None]:
     if not isinstance(model, Model):
         yield
         return
-    before = dict(vars(model))
-    values = {name: variable.value for name, variable in model.variables().items()}
+    given = cast(Model, model)
+    before = dict(vars(given))
+    values = {name: variable.value for name, variable in given.variables().items()}
     try:
         yield
     finally:
-        vars(model).update(before)
-        for name, variable in model.variables().items():
+        vars(given).update(before)
+        for name, variable in given.variables().items():
             variable.assign(values[name])

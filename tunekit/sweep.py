@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tunekit.data.features import FeatureStore
 from tunekit.data.source import Splits, open_data
 from tunekit.errors import DataError, Issue, RecipeError, did_you_mean
 from tunekit.evaluation.metrics import classification_metrics
@@ -83,7 +84,9 @@ def sweep(
         data = splits
     found = Sweep(metric, wanted.axes, _open=partial(result_of, model=model, data=data))
     shown = reporter(recipes[0].runtime.progress)
-    train = partial(run_members, model=model, data=data, reporter=shown)
+    # One store for all: the batches of a search start from the same features.
+    store = FeatureStore(recipes[0].cache)
+    train = partial(run_members, model=model, data=data, reporter=shown, store=store)
     if trials is None:
         found.add(members, train(recipes))
     else:

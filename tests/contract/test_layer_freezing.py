@@ -159,9 +159,26 @@ def test_a_resumed_run_from_the_cache_equals_an_uninterrupted_one(tmp_path, monk
     assert [p["label"] for p in again.report["phases"]] == ["head", "head, last 1", "head"]
 
 
-@every_family
-def test_a_new_head_on_a_model_in_hand_keeps_its_features(family):
-    model = FAMILIES[family]()
+def test_a_new_head_on_a_model_in_hand_starts_from_the_features_in_memory():
+    model = FAMILIES["resnet"]()
     tune(model, cache="ram", **WAYS["head"])
+    kept = dict(model.features._kept)
     model.replace_head([*LABELS, "black"])
-    assert tune(model, cache="ram", **WAYS["head"]).report["phases"][0]["start"] is not None
+    again = tune(model, cache="ram", **WAYS["head"])
+    assert again.report["phases"][0]["start"] == "heads/label/pooling"
+    assert len(kept) == 2
+    assert all(model.features._kept[key] is array for key, array in kept.items())
+
+
+def test_a_model_that_the_run_loaded_gives_the_memory_back():
+    result = finetune(
+        "efficientnet_lite0",
+        images(24),
+        image_size=32,
+        train="head",
+        epochs=2,
+        batch_size=8,
+        progress="none",
+    )
+    assert result.report["phases"][0]["start"] is not None
+    assert result.model.features is None

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from PIL import Image
 
+from tunekit.data.feature_store import FeatureStore
 from tunekit.data.images import MemoryImages
 from tunekit.errors import ModelError, did_you_mean
 from tunekit.models.backbone import Backbone, PretrainedHead
@@ -46,6 +47,8 @@ class Model:
         labels: names of the C labels; empty while there is no head.
         head_spec: how the head is built, or will be.
         multi_label: whether any number of labels may hold at once.
+        features: outputs of its frozen part that fine-tuning keeps in memory, for the next head or
+            phase; `None` lets go of them.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Model:
         """
         self.backbone = backbone
         self.multi_label = multi_label
+        self.features: FeatureStore | None = None
         self._body = _named_backbone(backbone.keras)
         self._take_head(_checked_labels(labels), _head_spec(head), seed)
 
