@@ -129,7 +129,8 @@ def attend(query: Any, key: Any, value: Any, mask: Any = None, *, scale: float) 
     chunks = jax.tree.map(
         lambda x: x.reshape(batch // some, some, *x.shape[1:]), (query, key, value, mask)
     )
-    return _attend_chunks(scale, *chunks).reshape(batch, queries, heads, value.shape[-1])
+    output: Any = _attend_chunks(scale, *chunks)
+    return output.reshape(batch, queries, heads, value.shape[-1])
 
 
 def _examples_at_once(batch: int, score_bytes: int) -> int:

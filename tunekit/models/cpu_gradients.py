@@ -73,7 +73,7 @@ def _norm_call(layer: Any, call: Call) -> Call:
         del args, kwargs
         rows = inputs.reshape(-1, inputs.shape[-1])
         scale, shift = jnp.asarray(layer.gamma), jnp.asarray(layer.beta)
-        y = layer_norm(layer.epsilon, rows, scale, shift)
+        y: Any = layer_norm(layer.epsilon, rows, scale, shift)
         return y.reshape(inputs.shape).astype(layer.compute_dtype)
 
     return norm
@@ -97,10 +97,11 @@ def layer_norm(epsilon: float, x: jax.Array, scale: jax.Array, shift: jax.Array)
 
 def _norm_forward(epsilon, x, scale, shift):
     wide = x.astype(jnp.float32)
-    mean = jnp.mean(wide, -1, keepdims=True)
-    variance = jnp.mean(jnp.square(wide - mean), -1, keepdims=True)
-    inverse = jax.lax.rsqrt(variance + epsilon)
-    y = (wide - mean) * inverse * scale + shift
+    across = _averaging(x.shape[1])
+    mean = wide @ across
+    centred = wide - mean
+    inverse = jax.lax.rsqrt(jnp.square(centred) @ across + epsilon)
+    y = centred * inverse * scale + shift
     return y.astype(x.dtype), (x, mean, inverse, scale, shift)
 
 
@@ -109,13 +110,16 @@ def _norm_backward(epsilon, saved, cotangent):
     x, mean, inverse, scale, shift = saved
     change = cotangent.astype(jnp.float32)
     normed = (x.astype(jnp.float32) - mean) * inverse
-    # Means and sums as products with ones: XLA would write each product before it sums.
-    across = jnp.full((x.shape[1], 1), 1 / x.shape[1], jnp.float32)
-    down = jnp.ones((1, x.shape[0]), jnp.float32)
+    across, down = _averaging(x.shape[1]), jnp.ones((1, x.shape[0]), jnp.float32)
     scaled = change * scale
     to_x = inverse * (scaled - scaled @ across - normed * ((scaled * normed) @ across))
     to_scale, to_shift = (down @ (change * normed))[0], (down @ change)[0]
     return to_x.astype(x.dtype), to_scale.astype(scale.dtype), to_shift.astype(shift.dtype)
+
+
+def _averaging(width: int) -> jax.Array:
+    """``[D, 1]``: the mean as a product. XLA fuses a plain sum with whole layers before it."""
+    return jnp.full((width, 1), 1 / width, jnp.float32)
 
 
 layer_norm.defvjp(_norm_forward, _norm_backward)
