@@ -137,9 +137,8 @@ def probe(
     """Returns linear probes and gradients of `model` at every depth, and a plan drafted from them.
 
     One pass over the data gives every depth's features, pooled at once. The gradients are those of
-    the loss under the linear probe of the last depth, in inference mode: the place from which
-    training goes on once the head is fitted, where the layers right below it have little gradient
-    left. The model given is not changed.
+    the loss of validation examples under the linear probe of the last depth, in inference mode:
+    the place from which training goes on once the head is fitted. The model given is not changed.
 
     Args:
         model: bundled name, preset, folder, keras.applications name, `Model` or `keras.Model`.
@@ -201,7 +200,7 @@ class _Probing:
         classes = len(self._task.label_names)
         probes = fit_probes(train, labels, validation, truth, classes=classes, seed=self._seed)
         last = list(train)[-1]
-        noise, batch_size = self._gradients(last, probes[last])
+        noise = self._gradients(last, probes[last])
         depths = (
             Depth(
                 name=group.name,
@@ -216,14 +215,17 @@ class _Probing:
             if group.name in train
         )
         majority = float(np.bincount(truth).max() / len(truth))
-        return Evidence(tuple(depths), majority, len(labels), len(truth), batch_size)
+        return Evidence(tuple(depths), majority, len(labels), len(truth), self._size)
 
     def _features(self, source: Source) -> tuple[dict[str, np.ndarray], np.ndarray]:
         batches = self._batches(source, self._size, shuffle=False)
         return self._read.collect(self._values, batches.epoch(0))
 
-    def _gradients(self, last: str, probe: LinearProbe) -> tuple[dict[str, GradientNoise], int]:
-        """Signal and noise by depth group, and the batch size that they are of."""
+    def _gradients(self, last: str, probe: LinearProbe) -> dict[str, GradientNoise]:
+        """Signal and noise by depth group, on examples that the probe was not fitted to.
+
+        On those it was fitted to, wide features leave no error and so no gradient.
+        """
         names = {name for group in self._groups for name in group.weights}
         weights = {name: value for name, value in self._values.items() if name in names}
 
@@ -232,12 +234,16 @@ class _Probing:
             log_p = jax.nn.log_softmax(features @ probe.kernel + probe.bias)
             return -jnp.take_along_axis(log_p, batch["label"][:, None], axis=1).mean()
 
-        count = min(GRADIENT_BATCHES, len(self._train))
-        size = min(self._size, len(self._train) // count)
-        batches = self._batches(self._train, size, shuffle=True).epoch(0)
+        count = min(GRADIENT_BATCHES, len(self._validation))
+        size = min(self._size, len(self._validation) // count)
+        batches = self._batches(self._validation, size, shuffle=True).epoch(0)
         columns = ({name: each[name] for name in ("image", "label")} for each in batches)
         groups = {group.name: group.weights for group in self._groups}
-        return gradient_noise(jax.grad(loss), weights, islice(columns, count), groups), size
+        found = gradient_noise(jax.grad(loss), weights, islice(columns, count), groups)
+        # Noise falls with the batch size: that of a training batch is what is asked for.
+        return {
+            name: replace(noise, snr=noise.snr * self._size / size) for name, noise in found.items()
+        }
 
     def _batches(self, source: Source, size: int, *, shuffle: bool) -> Batches:
         return Batches(source, self._encode, batch_size=size, seed=self._seed, shuffle=shuffle)
@@ -250,9 +256,10 @@ def _judging(splits: Splits, task: ImageClassification) -> Source:
             "data: a linear probe expects one label an image, and these have several. Probe one "
             "label at a time, or choose a plan by hand."
         )
-    if splits.validation is None:
+    count = 0 if splits.validation is None else len(splits.validation)
+    if splits.validation is None or count < 2:
         raise DataError(
-            "validation: expected examples to judge the probes on, got none. Give validation=, a "
-            "path or a fraction above 0."
+            f"validation: expected at least 2 examples to judge the probes on, got {count}. Give "
+            "validation=, a path or a greater fraction."
         )
     return splits.validation

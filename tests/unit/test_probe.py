@@ -135,7 +135,7 @@ def test_mistakes_are_refused_with_the_next_move():
     data = images(30)
     with pytest.raises(DataError, match=r"max_examples: expected at least 1.*got 0"):
         tunekit.probe(network(), data, max_examples=0)
-    with pytest.raises(DataError, match="expected examples to judge the probes on, got none"):
+    with pytest.raises(DataError, match="expected at least 2 examples .*got 0"):
         tunekit.probe(network(), data, validation=0.0)
     several = [["red", "blue"] if i % 2 else ["green"] for i in range(30)]
     with pytest.raises(DataError, match="expects one label an image, and these have several"):
