@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -24,7 +25,7 @@ from tunekit.data.source import Splits
 from tunekit.data.spec import AugmentSpec, BatchSpec
 from tunekit.evaluation.evaluate import collect_logits
 from tunekit.evaluation.metrics import classification_metrics
-from tunekit.models.forward import BatchNormMode, Forward
+from tunekit.models.forward import Forward
 from tunekit.models.model import Model
 from tunekit.models.prefix import Cut, find_cut
 from tunekit.plans.phase import Phase
@@ -35,19 +36,6 @@ from tunekit.training.feed import Evaluate, Feed, TrainingBatches
 from tunekit.training.step import FEATURES, Values
 
 Program = Callable[[Values, np.ndarray], Any]
-
-
-def judge(
-    task: ImageClassification,
-    batches: Batches | FeatureBatches,
-    forward: Callable[[np.ndarray], Any],
-    column: str = "image",
-) -> dict[str, Any]:
-    """Returns the metrics of what `forward` makes of a column of the batches."""
-    logits, labels = collect_logits(forward, batches.epoch(0), column)
-    return classification_metrics(
-        logits, labels, task.label_names, multi_label=task.multi_label, top_k=task.top_k
-    )
 
 
 @dataclass(eq=False)
@@ -61,6 +49,15 @@ class _Shared:
     judges: dict[str, Program] = field(default_factory=dict)
     """Compiled from each cut on, by its name."""
     fingerprints: dict[str, tuple[list[jax.Array], str]] = field(default_factory=dict)
+
+    contents: dict[int, tuple[Source, str]] = field(default_factory=dict)
+    labels: dict[int, tuple[Source, np.ndarray]] = field(default_factory=dict)
+
+    def content(self, source: Source) -> str:
+        """Returns the fingerprint of the images in their order, computed once a source."""
+        if id(source) not in self.contents:
+            self.contents[id(source)] = source, ordered_fingerprint(source)
+        return self.contents[id(source)][1]
 
     def fingerprint(self, cut: Cut, values: Values) -> str:
         """Returns the cut's fingerprint, computed anew only where an array is another one."""
@@ -81,6 +78,8 @@ class Feeder:
     task: ImageClassification
     splits: Splits
     store: FeatureStore
+    note: Callable[[str], None] = lambda text: None
+    """Told in a line of each computation of the frozen part."""
     shared: _Shared = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,22 +109,12 @@ class Feeder:
             DataError: the cache asked for has no room.
         """
         augment, batch = self._augment(phase.spec), self._batch(phase.spec)
-        policy = phase.spec.batch_norm
-        forward = replace(
-            self.forward,
-            batch_norm=cast(BatchNormMode, "follow" if policy == "reestimated" else policy),
-            frozen_dropout=phase.spec.frozen_dropout,
-        )
         task = replace(self.task, mixup=augment.mixup, cutmix=augment.cutmix)
         batches = self._training_batches(phase.spec)
         shapes = batches.shapes()
         columns = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
-        reason = self._why_uncached(phase, batches, augment)
-        cut = None if reason else self._cut(forward, phase, columns)
-        if cut is None:
-            reason = reason or "the first layers train"
-        elif not self._has_room(cut):
-            cut, reason = None, "neither memory nor disk has room"
+        forward = self._forward(phase.spec)
+        cut, reason = self._start(phase, columns["image"])
         start: Any = forward
         if cut is not None:
             start = cut
@@ -141,11 +130,61 @@ class Feeder:
             open=lambda values: self._opened(batches, cut, augment, values),
             accumulate=batch.accumulate,
             evaluate=self._evaluate(cut),
-            measure=_measuring(start) if policy == "reestimated" else None,
+            measure=_measuring(start) if phase.spec.batch_norm == "reestimated" else None,
             start=cut.name if cut else None,
             reason=reason,
             program=task,
         )
+
+    def metrics(
+        self, source: Source, values: Values, phase: ResolvedPhase | None = None
+    ) -> dict[str, Any]:
+        """Returns the metrics of the model with `values` on the examples of `source`.
+
+        Args:
+            source: labelled examples.
+            values: every value of the model by structural name.
+            phase: whose programs, and whose cached features of the validation examples, are used.
+        """
+        batches: Any = self.judging_batches(source)
+        cut = None
+        if phase is not None and self.recipe.cache.dtype == "float32":
+            (height, width), size = self.model.preprocessing.image_size_px, batches.batch_size
+            cut, _ = self._start(phase, jax.ShapeDtypeStruct((size, height, width, 3), np.uint8))
+        return self._metrics(source, values, cut)
+
+    def _metrics(self, source: Source, values: Values, cut: Cut | None) -> dict[str, Any]:
+        batches: Any = self.judging_batches(source)
+        column = "image"
+        if cut is None:
+            forward = lambda pixels: self.model.apply(pixels, values)  # noqa: E731
+        elif source is self.splits.validation:
+            features = self._features(cut, values, batches)
+            batches = FeatureBatches(batches, features, self._labels(source))
+            column, forward = FEATURES, lambda features: self._judge(cut)(values, features)
+        else:
+            before, after = self._prefix(cut), self._judge(cut)
+            forward = lambda pixels: after(values, before(values, pixels))  # noqa: E731
+        logits, labels = collect_logits(forward, batches.epoch(0), column)
+        task = self.task
+        return classification_metrics(
+            logits, labels, task.label_names, multi_label=task.multi_label, top_k=task.top_k
+        )
+
+    def _forward(self, phase: Phase) -> Forward:
+        policy = "follow" if phase.batch_norm == "reestimated" else phase.batch_norm
+        return replace(self.forward, batch_norm=policy, frozen_dropout=phase.frozen_dropout)
+
+    def _start(self, phase: ResolvedPhase, images: jax.ShapeDtypeStruct) -> tuple[Cut | None, str]:
+        """Where the phase's steps start, or why from the images."""
+        if reason := self._why_uncached(phase):
+            return None, reason
+        cut = self._cut(self._forward(phase.spec), phase.trainable, images)
+        if cut is None:
+            return None, "the first layers train"
+        if not self._has_room(cut):
+            return None, "neither memory nor disk has room"
+        return cut, ""
 
     def _augment(self, phase: Phase) -> AugmentSpec:
         return phase.augment or self.recipe.augment
@@ -179,35 +218,29 @@ class Feeder:
             prefetch=batch.prefetch,
         )
 
-    def _why_uncached(self, phase: ResolvedPhase, batches: Batches, augment: AugmentSpec) -> str:
+    def _why_uncached(self, phase: ResolvedPhase) -> str:
         """Why the frozen part is computed at every step; "" where it need not be."""
-        spec = self.recipe.cache
+        spec, augment = self.recipe.cache, self._augment(phase.spec)
         if spec.store == "off":
             return "cache: off"
         if augment.mixes:
             return "images are mixed within a batch"
         if augment.varies and not spec.views:
             return "images are augmented anew in every pass; cache.views keeps some versions"
-        passes = phase.steps / batches.steps_per_epoch
-        if spec.store == "auto" and passes <= max(spec.views, 1):
+        views = spec.views if augment.varies else 1
+        if spec.store == "auto" and phase.steps <= views * self.steps_per_epoch(phase.spec):
             return "no image comes twice"
         return ""
 
     def _cut(
-        self, forward: Forward, phase: ResolvedPhase, columns: Mapping[str, Any]
+        self, forward: Forward, trainable: frozenset[str], images: jax.ShapeDtypeStruct
     ) -> Cut | None:
-        key = (phase.trainable, forward.batch_norm, forward.frozen_dropout)
+        key = (trainable, forward.batch_norm, forward.frozen_dropout)
         cuts = self.shared.cuts
         if key not in cuts:
-            pixels = jax.ShapeDtypeStruct(columns["image"].shape, np.float32)
-            cuts[key] = find_cut(forward, pixels, phase.trainable)
-        cut = cuts[key]
-        if cut is None:
-            return None
-        examples = len(self.splits.train) * max(self.recipe.cache.views, 1)
-        if self.splits.validation is not None:
-            examples += len(self.splits.validation)
-        return cut
+            pixels = jax.ShapeDtypeStruct(images.shape, np.float32)
+            cuts[key] = find_cut(forward, pixels, trainable)
+        return cuts[key]
 
     def _has_room(self, cut: Cut) -> bool:
         """Whether the features of all examples can be kept.
@@ -233,30 +266,26 @@ class Feeder:
 
     def _evaluate(self, cut: Cut | None) -> Evaluate | None:
         source = self.splits.validation
-        if source is None:
-            return None
-        batches = self.judging_batches(source)
-        if cut is None:
-            return lambda values: judge(
-                self.task, batches, lambda pixels: self.model.apply(pixels, values)
-            )
-        program = self.shared.judges.setdefault(
+        return None if source is None else lambda values: self._metrics(source, values, cut)
+
+    def _prefix(self, cut: Cut) -> Program:
+        return self.shared.prefixes.setdefault(
+            cut.name,
+            jax.jit(lambda values, pixels: cut.features(values, pixels.astype("float32"))),
+        )
+
+    def _judge(self, cut: Cut) -> Program:
+        return self.shared.judges.setdefault(
             cut.name, jax.jit(lambda values, features: cut(values, features, training=False)[0])
         )
-        opened: dict[str, FeatureBatches] = {}
-
-        def evaluate(values: Values) -> Mapping[str, Any]:
-            if not opened:
-                features = self._features(cut, values, batches)
-                opened["features"] = FeatureBatches(batches, features, self._labels(source))
-            return judge(
-                self.task, opened["features"], lambda x: program(values, x), column=FEATURES
-            )
-
-        return evaluate
 
     def _labels(self, source: Source) -> np.ndarray:
-        return np.stack([self.task.encode_label(label) for label in source.label_array])
+        """The label column of every example, as batches of images have it."""
+        labels = self.shared.labels
+        if id(source) not in labels:
+            encoded = [self.task.encode_label(label) for label in source.label_array]
+            labels[id(source)] = source, np.stack(encoded)
+        return labels[id(source)][1]
 
     def _features(
         self, cut: Cut, values: Values, batches: Batches, augment: AugmentSpec | None = None
@@ -265,20 +294,23 @@ class Feeder:
         views = self.recipe.cache.views if augment is not None else 1
         key = cache_key(
             prefix=self.shared.fingerprint(cut, values),
-            data=ordered_fingerprint(cast(Source, batches.source)),
+            data=self.shared.content(cast(Source, batches.source)),
             preprocessing=self.model.preprocessing,
             dtype=self.recipe.cache.dtype,
             views=[views, augment, self.recipe.seed] if augment is not None else None,
             platform=[jax.default_backend(), jax.__version__],
         )
-        program = self.shared.prefixes.setdefault(
-            cut.name,
-            jax.jit(lambda values, pixels: cut.features(values, pixels.astype("float32"))),
-        )
-        shape = (views, len(batches.source), *cut.shape)
-        return self.store.get(
-            key, shape, lambda out: fill_features(batches, lambda x: program(values, x), out)
-        )
+        program = self._prefix(cut)
+
+        def fill(out: np.ndarray) -> None:
+            since = time.perf_counter()
+            fill_features(batches, lambda pixels: program(values, pixels), out)
+            self.note(
+                f"computed once: {len(batches.source):,} images up to {cut.name}, "
+                f"{out.nbytes / 1e6:,.1f} MB  {time.perf_counter() - since:.1f} s"
+            )
+
+        return self.store.get(key, (views, len(batches.source), *cut.shape), fill)
 
 
 def _measuring(start: Forward | Cut) -> Any:

@@ -113,12 +113,12 @@ def finetune(
     return run(
         recipe,
         model=None if named else model,
-        data=_in_memory(data, validation),
+        data=in_memory(data, validation),
     )
 
 
-def _in_memory(data: Any, validation: Any) -> Any:
-    """What of the data is objects and not paths, joined; `None` where all of it is paths."""
+def in_memory(data: Any, validation: Any) -> Any:
+    """Returns what of the data is objects and not paths, joined; `None` where all is paths."""
     if validation is None or isinstance(validation, (str, Path, int, float)):
         return None if isinstance(data, (str, Path)) else data
     if isinstance(data, Mapping):

@@ -23,13 +23,13 @@ from tunekit.evaluation.depth_features import DepthFeatures
 from tunekit.evaluation.drafted_plan import Depth, Evidence, drafted_plan
 from tunekit.evaluation.gradient_noise import GradientNoise, gradient_noise
 from tunekit.evaluation.linear_probe import LinearProbe, fit_probes
-from tunekit.finetune import _in_memory
+from tunekit.finetune import in_memory
 from tunekit.models.model import Model, load_model
 from tunekit.models.spec import Dtype
 from tunekit.plans.phase import Phase
 from tunekit.recipe import Recipe
 from tunekit.report.probe_plot import plot_probe
-from tunekit.run import _check_given
+from tunekit.run import check_given
 from tunekit.tasks.image_classification import ImageClassification
 
 GRADIENT_BATCHES = 8
@@ -166,7 +166,7 @@ def probe(
     # The plan is what is asked for; until it is known, one that is valid stands in its place.
     recipe = Recipe.from_keywords(**keywords, plan=Phase(epochs=1))
     spec = replace(recipe.data, max_examples=max_examples)
-    splits = open_data(_in_memory(data, validation), spec, seed=recipe.seed)
+    splits = open_data(in_memory(data, validation), spec, seed=recipe.seed)
     evidence = _Probing(recipe, _loaded(recipe, model), splits).evidence()
     phases, reasons = drafted_plan(evidence)
     return Probe(evidence, recipe.model_copy(update={"plan": phases}), reasons)
@@ -174,7 +174,7 @@ def probe(
 
 def _loaded(recipe: Recipe, model: str | Path | Model | keras.Model) -> Model:
     if isinstance(model, Model):
-        _check_given(recipe, model)
+        check_given(recipe, model)
         return model
     size, dtype = recipe.backbone.image_size, recipe.backbone.dtype
     return load_model(model, image_size=size, dtype=dtype, seed=recipe.seed)

@@ -25,9 +25,6 @@ AUGMENTS = {"light": AugmentSpec(horizontal_flip=True, random_resized_crop=(0.5,
 
 DEFAULT_EPOCHS = 5
 
-MLP_WIDTH = 256
-"""Of the one hidden layer of a head that is "mlp" and nothing more."""
-
 _FIELDS = {
     "model": "backbone.name",
     "data": "data.path",
@@ -119,8 +116,6 @@ def _said(name: str, value: Any) -> list[tuple[str, Any]]:
     if name in ("data", "validation") and not isinstance(value, (str, Path)):
         is_share = name == "validation" and isinstance(value, (int, float))
         return [("data.validation_fraction", value)] if is_share else []
-    if name == "head" and value == "mlp":
-        return [(field, value), ("head.hidden", [MLP_WIDTH])]
     tolist = getattr(value, "tolist", None)  # a NumPy array has no one answer to ==
     return [(field, tolist() if callable(tolist) else value)]
 

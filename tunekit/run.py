@@ -15,7 +15,7 @@ from tunekit.data.features import FeatureStore
 from tunekit.data.source import Splits, open_data
 from tunekit.errors import CheckpointError, Issue, ModelError, RecipeError
 from tunekit.evaluation.audit import audit
-from tunekit.feeds import Feeder, judge
+from tunekit.feeds import Feeder
 from tunekit.folder import check_replaceable
 from tunekit.methods.spec import DEFAULT_TRAIN
 from tunekit.models.model import Model, load_model
@@ -102,6 +102,7 @@ class Session:
         """Trains the model through the phases."""
         checkpoints = _checkpoints(self.recipe, self.splits)
         shown = reporter(self.recipe.runtime.progress)
+        self.feeder.note = shown.note
         try:
             return self.trainer(checkpoints, reporter=shown).fit()
         finally:
@@ -119,7 +120,8 @@ class Session:
         judged = self.splits.test if self.splits.test is not None else self.splits.validation
         metrics = {}
         if judged is not None:
-            metrics = judge(self.task, self.feeder.judging_batches(judged), self.model.apply)
+            values = self.feeder.forward.values()
+            metrics = self.feeder.metrics(judged, values, self.phases[-1])
         names = frozenset[str]().union(*(phase.trainable for phase in self.phases))
         after = self.feeder.forward.values()
         report = run_report(
@@ -199,7 +201,7 @@ def _ready_model(
         model.multi_label = task.multi_label
         yield model
         return
-    _check_given(recipe, given)
+    check_given(recipe, given)
     with given.restored_on_error():
         asked = recipe.head if recipe.head != HeadSpec() else None
         same_head = asked is None or asked == given.head_spec
@@ -211,7 +213,7 @@ def _ready_model(
         yield given
 
 
-def _check_given(recipe: Recipe, model: Model) -> None:
+def check_given(recipe: Recipe, model: Model) -> None:
     """Refuses what only the loading of a model can do."""
     size, wanted = model.preprocessing.image_size_px, recipe.backbone.image_size
     wanted = (wanted, wanted) if isinstance(wanted, int) else wanted

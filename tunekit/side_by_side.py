@@ -69,6 +69,7 @@ def run_members(
     for indices in groups.values():
         first = recipes[indices[0]]
         with _untouched(model), session(first, model, data, store) as ready:
+            ready.feeder.note = shown.note
             sessions = {index: ready.of(recipes[index]) for index in indices}
             trainers = {
                 index: each.trainer(start={} if has_head else each.fresh_head())

@@ -111,7 +111,6 @@ IN_SECTIONS = [
     # Right alone, impossible together.
     ("batch: {size: 10, accumulate: 4}", "batch.accumulate: size 10 does not divide into 4"),
     ("head: {hidden: [64]}", "head.hidden: only an 'mlp' head has hidden layers"),
-    ("head: {kind: mlp}", "head.hidden: an 'mlp' head needs at least one width"),
     ("augment: {random_resized_crop: [0.9, 0.1]}", "augment.random_resized_crop: expected shares"),
     ("data: {labels: [a, a]}", "data.labels: expected each name once"),
     ("data: {train: x, validation: x}", "data.validation: 'x' is also train"),

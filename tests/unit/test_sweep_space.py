@@ -118,7 +118,7 @@ def test_builders_are_values_of_a_plan():
 
 
 def test_any_field_varies_alone_and_with_others():
-    heads = "head={kind: linear},{kind: mlp, hidden: [8]}"
+    heads = "head.kind=linear,mlp"
     found = recipes([heads, "optimizer.weight_decay=0,0.1", "cache=disk"])
     told = [(each.head.kind, each.optimizer.weight_decay) for each in found]
     assert told == [("linear", 0), ("linear", 0.1), ("mlp", 0), ("mlp", 0.1)]

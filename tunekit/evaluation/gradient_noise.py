@@ -7,7 +7,7 @@ From the gradients g_1 ... g_b of b batches, with mean g and S = sum_i |g_i - g|
 where |G|^2 estimates the squared norm of the true gradient and S the noise in that of one batch.
 This is the simple noise scale of McCandlish et al. 2018 (https://arxiv.org/abs/1812.06162,
 appendix A.1, from batches of one and of b times the size) the other way up: B_simple = batch size
-/ SNR. Lee et al. 2023 (https://arxiv.org/abs/2210.11466, section 4.2) choose what to tune by the
+/ SNR. Lee et al. 2023 (https://arxiv.org/abs/2210.11466) choose what to tune by the
 SNR of each number of a layer, or by the relative norm |G| / |w|, which did better there.
 """
 

@@ -69,7 +69,7 @@ def build_head(
         seeded = _seed(seed, f"{name}/{layer_name}")
         return keras.layers.Dropout(spec.dropout, seed=seeded, dtype="float32", name=layer_name)(x)
 
-    for i, width in enumerate(spec.hidden if spec.kind == "mlp" else ()):
+    for i, width in enumerate(spec.widths):
         he_normal: Any = keras.initializers.HeNormal(seed=_seed(seed, f"{name}/hidden_{i}"))
         x = keras.layers.Dense(
             width, "gelu", kernel_initializer=he_normal, dtype="float32", name=f"hidden_{i}"

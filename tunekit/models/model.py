@@ -17,6 +17,7 @@ from tunekit.data.feature_store import FeatureStore
 from tunekit.data.images import MemoryImages
 from tunekit.errors import ModelError, did_you_mean
 from tunekit.models.backbone import Backbone, PretrainedHead
+from tunekit.models.cpu_memory import keep_freed_memory
 from tunekit.models.depth import Group, depth_groups
 from tunekit.models.forward import Forward
 from tunekit.models.heads import build_head
@@ -259,6 +260,7 @@ def load_model(
         >>> len(load_model("efficientnet_lite0").labels)
         1000
     """
+    keep_freed_memory()
     spec = BackboneSpec(str(source), image_size, dtype, pretrained, blocks)
     backbone = load_backbone(source, spec, seed=seed)
     if labels is not None or head is not None or backbone.pretrained_head is None:
@@ -340,8 +342,6 @@ def _head_spec(head: HeadSpec | str | None) -> HeadSpec:
         raise ModelError(
             f"head={head!r} is no kind of head ({', '.join(kinds)}).{did_you_mean(head, kinds)}"
         )
-    if head == "mlp":
-        return HeadSpec(kind="mlp", hidden=(256,))
     spec = HeadSpec(kind=cast(Any, head)) if isinstance(head, str) else head or HeadSpec()
     if issues := spec.issues():
         raise ModelError("; ".join(f"head.{path}: {message}" for path, message in issues))

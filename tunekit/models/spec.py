@@ -48,11 +48,16 @@ class HeadSpec:
     pooling: Pooling = "auto"
     """How features become one vector; "auto" is the way the backbone was pretrained."""
     hidden: tuple[Annotated[int, Ge(1)], ...] = ()
-    """Widths of the hidden layers of an "mlp" head."""
+    """Widths of the hidden layers of an "mlp" head; empty: one layer of 256."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Fraction of the pooled features dropped in training."""
     bias: bool = True
     """Whether each label has a bias ("cosine" has none)."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the hidden layers."""
+        return (self.hidden or (256,)) if self.kind == "mlp" else ()
 
     def issues(self) -> list[tuple[str, str]]:
         """Returns (field, message) for each combination that does not fit together."""
@@ -65,6 +70,4 @@ class HeadSpec:
                     "set kind: mlp or leave hidden out.",
                 )
             )
-        if self.kind == "mlp" and not self.hidden:
-            found.append(("hidden", "an 'mlp' head needs at least one width, e.g. hidden: [256]."))
         return found

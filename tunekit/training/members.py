@@ -79,11 +79,12 @@ class Members:
             progress, per_epoch = states[0].progress, feeds[0].steps_per_epoch
             epoch = progress.first_epoch + progress.phase_step // per_epoch
             since, examples = time.perf_counter(), progress.loss_weight
-            pending: tuple[Measured, np.ndarray] | None = None
+            pending: tuple[Measured, np.ndarray, float] | None = None
             for rows in zip(*(each.epoch(epoch) for each in batches), strict=True):
                 batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
                 keys = _folded(seeds, progress.step)
-                arguments = (own, shared, batch, rates[progress.phase_step], keys)
+                rate = rates[progress.phase_step]
+                arguments = (own, shared, batch, rate, keys)
                 program = program or self._compiled(index, carried, *arguments)
                 carried, measured = program(carried, *arguments)
                 for state in states:
@@ -91,7 +92,7 @@ class Members:
                     state.progress.phase_step += 1
                 # One step late: the next is under way while this loss is waited for.
                 self._read(states, pending)
-                pending = (measured, batch["weight"].sum(axis=1))
+                pending = (measured, batch["weight"].sum(axis=1), float(rate.max()))
                 if progress.phase_step == len(rates):
                     break
             self._read(states, pending)
@@ -114,10 +115,13 @@ class Members:
         self._compile_seconds += time.perf_counter() - since
         return program
 
-    def _read(self, states: Sequence[State], pending: tuple[Measured, np.ndarray] | None) -> None:
+    def _read(
+        self, states: Sequence[State], pending: tuple[Measured, np.ndarray, float] | None
+    ) -> None:
         if pending is None:
             return
-        losses, examples = np.asarray(pending[0].loss), pending[1]
+        measured, examples, rate = pending
+        losses = np.asarray(measured.loss)
         for m, state in enumerate(states):
             if not np.isfinite(losses[m]):
                 message = f"the loss is {losses[m]} at step {state.progress.step}"
@@ -125,7 +129,7 @@ class Members:
             state.progress.loss_sum += float(losses[m]) * float(examples[m])
             state.progress.loss_weight += float(examples[m])
         alive = np.nanmean(losses) if np.isfinite(losses).any() else float("nan")
-        self.reporter.step(loss=float(alive), learning_rate=0.0, examples=round(examples.sum()))
+        self.reporter.step(loss=float(alive), learning_rate=rate, examples=round(examples.sum()))
 
     def _end_pass(
         self,

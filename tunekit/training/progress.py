@@ -23,6 +23,10 @@ class Reporter(Protocol):
         """A phase begins, described by `text`."""
         ...
 
+    def note(self, text: str) -> None:
+        """Something is worth a line."""
+        ...
+
     def step(self, *, loss: float, learning_rate: float, examples: int) -> None:
         """A step is done."""
         ...
@@ -57,6 +61,9 @@ class SilentReporter:
     def phase(self, text: str) -> None:
         """Shows nothing."""
 
+    def note(self, text: str) -> None:
+        """Shows nothing."""
+
     def step(self, *, loss: float, learning_rate: float, examples: int) -> None:
         """Shows nothing."""
 
@@ -76,6 +83,10 @@ class PlainReporter(SilentReporter):
 
     def phase(self, text: str) -> None:
         """Prints the phase."""
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Prints the line."""
         print(text, file=self._stream, flush=True)
 
     def row(self, row: Mapping[str, Any]) -> None:
@@ -107,10 +118,14 @@ class RichReporter(SilentReporter):
 
     def phase(self, text: str) -> None:
         """Prints the phase above the bar and measures the throughput anew."""
-        self._bar.console.print(text, highlight=False, markup=False)
+        self.note(text)
         self._bar.start_task(self._task)
         self._bar.update(self._task, description="training")
         self._since, self._examples = time.perf_counter(), 0
+
+    def note(self, text: str) -> None:
+        """Prints the line above the bar."""
+        self._bar.console.print(text, highlight=False, markup=False)
 
     def step(self, *, loss: float, learning_rate: float, examples: int) -> None:
         """Moves the bar."""

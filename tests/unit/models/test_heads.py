@@ -99,6 +99,10 @@ def test_a_linear_head_is_pooling_and_one_dense_layer():
     np.testing.assert_allclose(np.asarray(head(_MAP)), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_an_mlp_head_of_no_widths_has_one_layer_of_256():
+    assert _head(HeadSpec(kind="mlp")).get_layer("hidden_0").units == 256
+
+
 def test_the_names_of_a_head_are_its_roles():
     head = _head(HeadSpec(kind="mlp", hidden=(4,), pooling="gem", dropout=0.5))
     assert list(structural_names(head)) == [

@@ -198,7 +198,7 @@ def test_another_bias_or_dropout_does_not_hinder_keeping_the_kernel(head):
         ([1, 2], None, "labels are strings, got 1"),
         (["cat"], "liner", "'liner' is no kind of head .* Did you mean 'linear'"),
         (["cat"], HeadSpec(pooling="token"), "needs a class token"),
-        (["cat"], HeadSpec(kind="mlp"), "needs at least one width"),
+        (["cat"], HeadSpec(hidden=(8,)), "only an 'mlp' head has hidden layers"),
     ],
 )
 def test_after_an_error_the_old_head_stays(labels, head, message):

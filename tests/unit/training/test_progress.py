@@ -49,6 +49,15 @@ def test_brackets_of_a_selector_are_shown_as_they_are():
     assert "block[ab12]/.*" in stream.getvalue()
 
 
+@pytest.mark.parametrize("kind", ["plain", "rich"])
+def test_a_note_is_a_line_of_its_own(kind):
+    stream = io.StringIO()
+    shown = reporter(kind, stream)
+    shown.note("computed once: 24 images")
+    shown.close()
+    assert "computed once: 24 images\n" in stream.getvalue()
+
+
 def test_silence_prints_nothing(capsys):
     small_trainer(small_model(), PLAN, reporter=reporter("none")).fit()
     assert capsys.readouterr() == ("", "")
