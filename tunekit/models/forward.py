@@ -147,6 +147,18 @@ class Forward:
                 wraps[layer] = in_inference_mode
         return wraps
 
+    def moving_statistics(self, trainable: Collection[str]) -> list[str]:
+        """Returns the names of the statistics that a training pass may change, in order.
+
+        All but those of a BatchNorm in inference mode: other layers do what they do.
+        """
+        names = {id(variable): name for name, variable in self.variables.items()}
+        resting: set[str] = set()
+        for layer, wrap in self._modes(trainable).items():
+            if isinstance(layer, keras.layers.BatchNormalization) and wrap is in_inference_mode:
+                resting.update(names[id(variable)] for variable in layer.variables)
+        return [name for name in self.names("statistic") if name not in resting]
+
     def _batch_norm(self, layer: keras.layers.BatchNormalization, *, trains: bool) -> Wrap:
         """A BatchNorm in the mode of the policy; in training its statistics keep up.
 

@@ -19,7 +19,7 @@ from tunekit.models.forward import Forward
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.training.optimizers import initial_states
-from tunekit.training.state import Progress, State
+from tunekit.training.state import Progress, State, moving_statistics
 from tunekit.training.step import Carried, Values
 
 
@@ -119,7 +119,8 @@ class Checkpoints:
         }
         template = {key: tree for key, tree in template.items() if tree}
         arrays = self._restored(step, arrays=ocp.args.StandardRestore(template))["arrays"]
-        return _state(arrays, trainable, forward, progress)
+        mutable = moving_statistics(forward, phases[progress.phase])
+        return _state(arrays, trainable, mutable, forward, progress)
 
     def close(self) -> None:
         """Ends Orbax' threads."""
@@ -151,10 +152,13 @@ def _zeros(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Values:
 
 
 def _state(
-    arrays: Mapping[str, Any], trainable: Mapping[str, Any], forward: Forward, progress: Progress
+    arrays: Mapping[str, Any],
+    trainable: Mapping[str, Any],
+    mutable: Sequence[str],
+    forward: Forward,
+    progress: Progress,
 ) -> State:
     moved = arrays["moved"]
-    mutable = forward.names("statistic")
     carried = Carried(
         trainable={name: moved[name] for name in trainable},
         mutable={name: moved[name] for name in mutable},

@@ -59,9 +59,7 @@ class Programs:
             return
         phase = self.phases[index]
         carried, frozen = jax.eval_shape(
-            lambda values: partition(
-                self.forward, phase.trainable, values, self.optimizer_of(index)
-            ),
+            lambda values: partition(self.forward, phase, values, self.optimizer_of(index)),
             self.forward.values(),
         )
         rates = jax.ShapeDtypeStruct((len(phase.trainable),), np.float32)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax
@@ -129,7 +129,7 @@ def enter_phase(
         if previous.phase_best is None:
             averages = previous.carried.ema
     carried, frozen = partition(
-        forward, phase.trainable, values, optimizer, moments=moments, averages=averages
+        forward, phase, values, optimizer, moments=moments, averages=averages
     )
     progress.moved = sorted({*progress.moved, *carried.trainable, *carried.mutable})
     return State(carried, frozen, previous.best if previous else None, progress)
@@ -137,7 +137,7 @@ def enter_phase(
 
 def partition(
     forward: Forward,
-    trainable: Collection[str],
+    phase: ResolvedPhase,
     values: Mapping[str, jax.Array],
     optimizer: OptimizerSpec,
     *,
@@ -150,18 +150,18 @@ def partition(
 
     Args:
         forward: the model's forward pass.
-        trainable: names of what trains.
+        phase: what trains.
         values: every value by structural name.
         optimizer: the optimizer.
         moments: optimizer states to go on with, by name.
         averages: moving averages to go on with, by name.
     """
     averages = averages or {}
-    statistics = forward.names("statistic")
+    statistics = moving_statistics(forward, phase)
     training = {
         name: jnp.array(values[name], jnp.float32, copy=True)
         for name in forward.variables
-        if name in trainable
+        if name in phase.trainable
     }
     mutable = {name: jnp.array(values[name], copy=True) for name in statistics}
     frozen = {
@@ -177,3 +177,9 @@ def partition(
     }
     states = initial_states(optimizer, training, moments)
     return Carried(training, mutable, states, ema), frozen
+
+
+def moving_statistics(forward: Forward, phase: ResolvedPhase) -> list[str]:
+    """Returns the names of the statistics that the steps of `phase` may change."""
+    policy = "follow" if phase.spec.batch_norm == "reestimated" else phase.spec.batch_norm
+    return replace(forward, batch_norm=policy).moving_statistics(phase.trainable)
