@@ -151,6 +151,7 @@ def test_predictions_of_a_new_process_are_those_of_the_result(
 
 def test_ctrl_c_ends_a_run_with_one_line_and_code_130(workplace: Path) -> None:
     code, rest = stopped(workplace, "interrupted", "epoch 1", signal.SIGINT)
-    lines = [line for line in rest.splitlines() if not line.startswith(("epoch", "phase", "computed"))]
+    course = ("epoch", "phase", "computed")
+    lines = [line for line in rest.splitlines() if not line.startswith(course)]
     assert (code, lines) == (130, ["tunekit: interrupted."])
     assert not (workplace / "interrupted" / "model.safetensors").exists()

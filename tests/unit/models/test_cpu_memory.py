@@ -16,8 +16,9 @@ import resource
 from tunekit.models.cpu_memory import keep_freed_memory
 keep_freed_memory()
 import jax, jax.numpy as jnp
-program = jax.jit(lambda x: jnp.sort(jnp.sort(x)[::-1] * 2).sum())
-x = jnp.arange(8_000_000.0)
+w = jnp.eye(64)
+program = jax.jit(lambda x: (jnp.tanh(jnp.tanh(x @ w) @ w) @ w).sum())
+x = jnp.ones((250_000, 64))
 program(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(9):
@@ -37,7 +38,7 @@ def pages(**environment: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc alone has the options")
 def test_a_program_runs_again_in_the_memory_of_its_last_run():
-    assert pages(JAX_PLATFORMS="cpu") * 10 < pages(JAX_PLATFORMS="cpu", **{OPT_OUT: "1"})
+    assert pages(JAX_PLATFORMS="cpu") * 2 < pages(JAX_PLATFORMS="cpu", **{OPT_OUT: "1"})
 
 
 def test_where_jax_may_take_an_accelerator_nothing_is_changed():
