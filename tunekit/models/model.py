@@ -52,6 +52,9 @@ class Model:
             phase; `None` lets go of them.
     """
 
+    _groups: tuple[Group, ...] | None = None
+    """Found when first asked for; forgotten with the graph that they are of."""
+
     def __init__(
         self,
         backbone: Backbone,
@@ -203,7 +206,7 @@ class Model:
         # Nothing below can fail: the model changes whole or not at all.
         self.keras, self.labels, self.head_spec = graph, labels, spec
         self._forward, self._program = forward, program
-        self._groups: tuple[Group, ...] | None = None
+        self._groups = None
 
     def _head(self, labels: tuple[str, ...], spec: HeadSpec, seed: int) -> keras.Model:
         return build_head(
