@@ -194,8 +194,8 @@ def test_a_mistake_of_members_with_several_values_in_common_names_all_of_them():
 
 
 def test_a_mistake_of_members_that_share_no_value_names_the_first():
-    (found,) = mistakes(["head={kind: mlp},{kind: mlp, bias: false},{kind: linear}"])
-    assert found.endswith("In members with head=kind: mlp, and 1 more.")
+    (found,) = mistakes(["head={hidden: [8]},{hidden: [8], bias: false},{kind: linear}"])
+    assert found.endswith("In members with head=hidden: 8, and 1 more.")
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_one_label_an_image_may_train_a_sigmoid_head():
     labels = np.asarray([0, 1, 2])
     task = bound(TaskSpec(multi_label=True), labels)
     assert task.multi_label
-    assert np.array_equal(task._encode_label(1), [0.0, 1.0, 0.0])
+    assert np.array_equal(task.encode_label(1), [0.0, 1.0, 0.0])
 
 
 def test_decode_sorts_labels_by_softmax_probability():
