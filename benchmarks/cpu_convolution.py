@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
+from tunekit.methods.intercept import intercept
 from tunekit.models.cpu_convolution import cpu_convolutions
-from tunekit.models.intercept import intercept
 from tunekit.names import layer_names
 
 BATCH, SIZE_PX, REPEATS = 8, 128, 5

@@ -22,10 +22,10 @@ import keras
 import keras_hub
 import numpy as np
 
+from tunekit.methods.intercept import Wrap, intercept
 from tunekit.models.cpu_attention import cpu_attentions
 from tunekit.models.cpu_convolution import cpu_convolutions
 from tunekit.models.cpu_gradients import cpu_gradients
-from tunekit.models.intercept import Wrap, intercept
 from tunekit.names import layer_names
 
 BATCH, SIZE_PX, BLOCKS, REPEATS = 16, 224, 2, 9

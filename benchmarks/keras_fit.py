@@ -20,10 +20,10 @@ import keras
 import numpy as np
 
 from tunekit.models.forward import Forward
+from tunekit.models.selection import resolve_selection
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.phase import Phase
 from tunekit.plans.resolve import resolve_plan
-from tunekit.plans.selection import resolve_selection
 from tunekit.tasks.image_classification import ImageClassification
 from tunekit.training.state import Progress, enter_phase
 from tunekit.training.step import Step

@@ -271,7 +271,7 @@ def _layers(args: argparse.Namespace) -> None:
     if not args.train:
         print(model.layers())
         return
-    from tunekit.plans.selection import resolve_selection
+    from tunekit.models.selection import resolve_selection
 
     if not model.labels:
         model.replace_head(["first", "second"])

@@ -16,10 +16,10 @@ from tunekit.errors import Issue, RecipeError
 from tunekit.methods.spec import DEFAULT_TRAIN
 from tunekit.models.depth import Group
 from tunekit.models.model import Model, load_model
+from tunekit.models.selection import resolve_selection
 from tunekit.plans.builders import expand_plan
 from tunekit.plans.phase import Phase
 from tunekit.plans.resolve import ResolvedPhase, resolve_plan
-from tunekit.plans.selection import resolve_selection
 from tunekit.recipe import Recipe
 from tunekit.recipe_keywords import IN_MEMORY
 from tunekit.report.plan_plot import plot_plan

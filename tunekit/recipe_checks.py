@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from tunekit.errors import Issue
 from tunekit.methods.spec import refusal, refusal_of_builder
+from tunekit.models.selection import syntax_issues
 from tunekit.plans.builders_rates import Discriminative, LayerDecay
 from tunekit.plans.phase import Phase
-from tunekit.plans.selection import syntax_issues
 from tunekit.recipe_issues import Keys, dotted
 
 if TYPE_CHECKING:

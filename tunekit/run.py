@@ -19,10 +19,10 @@ from tunekit.feeds import Feeder
 from tunekit.folder import check_replaceable
 from tunekit.methods.spec import DEFAULT_TRAIN
 from tunekit.models.model import Model, load_model
+from tunekit.models.selection import resolve_selection
 from tunekit.models.spec import HeadSpec
 from tunekit.plans.builders import expand_plan
 from tunekit.plans.resolve import ResolvedPhase, resolve_plan
-from tunekit.plans.selection import resolve_selection
 from tunekit.recipe import Recipe
 from tunekit.recipe_keywords import IN_MEMORY
 from tunekit.report.run import run_report

@@ -13,8 +13,8 @@ import tunekit
 from tests.contract.families import FAMILIES, LABELS, images
 from tunekit import Phase, Recipe, RuntimeSpec, finetune, run
 from tunekit.models.model import Model
+from tunekit.models.selection import resolve_selection
 from tunekit.names import variable_roles
-from tunekit.plans.selection import resolve_selection
 
 METHODS: dict[str, dict[str, Any]] = {
     "head": {"method": "head"},

@@ -15,9 +15,9 @@ PACKAGE = Path(tunekit.__file__).parent
 # Low to high: a room imports from the layers below it and from itself, never from a neighbour.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("ground",),
-    ("data",),
+    ("data", "methods"),
     ("models",),
-    ("tasks", "methods"),
+    ("tasks",),
     ("plans",),
     ("training",),
     ("evaluation", "export", "report"),
@@ -48,8 +48,9 @@ FILES = {
     "sweep_search": "sweep",
     "sweep_space": "sweep",
 }
-# The trainer knows neither what is asked of the model nor what is attached to it.
-BLIND = {("training", "tasks"), ("training", "methods")}
+# The trainer knows neither what is asked of the model nor what is attached to it, nor do these two
+# know each other.
+BLIND = {("training", "tasks"), ("training", "methods"), ("tasks", "methods")}
 
 RANK = {room: rank for rank, layer in enumerate(LAYERS) for room in layer}
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import keras
 
-from tunekit.models.intercept import Call, Wrap
+from tunekit.methods.intercept import Call, Wrap
 
 CACHE_BYTES_PER_CORE = 1 << 20
 """What the scores of the examples attended to at once may take: about a core's own cache."""

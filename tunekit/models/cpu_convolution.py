@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import keras
 
-from tunekit.models.intercept import Call, Wrap
+from tunekit.methods.intercept import Call, Wrap
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import keras
 
-from tunekit.models.intercept import Call, Wrap, with_attributes
+from tunekit.methods.intercept import Call, Wrap, with_attributes
 
 
 def cpu_gradients(layers: Iterable[keras.Layer]) -> dict[keras.Layer, Wrap]:

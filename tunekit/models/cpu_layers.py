@@ -10,10 +10,10 @@ from collections.abc import Iterable
 
 import keras
 
+from tunekit.methods.intercept import Wrap
 from tunekit.models.cpu_attention import cpu_attentions
 from tunekit.models.cpu_convolution import cpu_convolutions
 from tunekit.models.cpu_gradients import cpu_gradients
-from tunekit.models.intercept import Wrap
 
 
 def cpu_layers(layers: Iterable[keras.Layer]) -> dict[keras.Layer, Wrap]:

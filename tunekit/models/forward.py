@@ -15,13 +15,13 @@ from typing import Literal
 import jax
 import keras
 
-from tunekit.models.cpu_layers import cpu_layers
-from tunekit.models.intercept import (
+from tunekit.methods.intercept import (
     Wrap,
     in_inference_mode,
     intercept,
     with_attributes,
 )
+from tunekit.models.cpu_layers import cpu_layers
 from tunekit.names import Role, layer_names, structural_names, variable_roles
 
 Values = dict[str, jax.Array]

@@ -17,7 +17,7 @@ from typing import Any
 
 import keras
 
-from tunekit.models.intercept import Call, Wrap, intercept
+from tunekit.methods.intercept import Call, Wrap, intercept
 
 _BLOCK_SIZE = 3
 """Weighted leaves that make a layer a block; convolution + norm or squeeze-and-excite are two."""

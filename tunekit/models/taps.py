@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import keras
 from keras.src.utils.naming import to_snake_case
 
+from tunekit.methods.intercept import Call, Wrap, intercept
 from tunekit.models.depth import depth_groups
 from tunekit.models.forward import Forward
 from tunekit.models.graph import Link, chain
-from tunekit.models.intercept import Call, Wrap, intercept
 from tunekit.names import layer_names
 
 Observe = Callable[[Any], None]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tunekit.errors import SelectionError
+from tunekit.models.selection import BIASES
 from tunekit.plans.phase import Epochs, Phase, Rate
-from tunekit.plans.selection import BIASES
 
 if TYPE_CHECKING:
     from tunekit.models.depth import Group

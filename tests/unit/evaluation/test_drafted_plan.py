@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tunekit.evaluation.drafted_plan import Depth, Evidence, drafted_plan
-from tunekit.plans.selection import syntax_issues
+from tunekit.models.selection import syntax_issues
 
 NAMES = ("stem", "blocks[0]", "blocks[1]", "blocks[2]", "blocks[3]", "top")
 

@@ -12,12 +12,12 @@ import keras
 import numpy as np
 import pytest
 
+from tunekit.methods.intercept import intercept
 from tunekit.models import cpu_attention
 from tunekit.models.cpu_attention import attend, cpu_attentions
 from tunekit.models.cpu_gradients import cpu_gradients, gelu
 from tunekit.models.cpu_layers import cpu_layers
 from tunekit.models.forward import Forward
-from tunekit.models.intercept import intercept
 from tunekit.names import layer_names
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)

@@ -7,11 +7,11 @@ import keras
 import pytest
 
 from tests.unit.models.backbone_families import FAMILIES, Tagger, tagger
+from tunekit.methods.intercept import Call, Wrap, intercept
 from tunekit.models.depth import Group, block_ends
 from tunekit.models.graph import leaves
 from tunekit.models.hub import keras_hub
 from tunekit.models.initialisation import without_values
-from tunekit.models.intercept import Call, Wrap, intercept
 from tunekit.names import layer_names
 
 # KerasHub's own, of a mask that its attention drops.

@@ -10,11 +10,11 @@ import pytest
 from tests.unit.models.backbone_families import FAMILIES
 from tunekit import saved
 from tunekit.errors import ModelError
+from tunekit.methods.intercept import Call, intercept
 from tunekit.models.backbone import Backbone
 from tunekit.models.depth import block_ends
 from tunekit.models.first_blocks import with_first_blocks
 from tunekit.models.initialisation import without_values
-from tunekit.models.intercept import Call, intercept
 from tunekit.models.loading import load_backbone
 from tunekit.models.model import Model
 from tunekit.models.spec import BackboneSpec

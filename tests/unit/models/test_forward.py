@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 
+from tunekit.methods.intercept import intercept
 from tunekit.models.cpu_convolution import cpu_convolutions
 from tunekit.models.forward import Forward
-from tunekit.models.intercept import intercept
 from tunekit.names import layer_names
 
 

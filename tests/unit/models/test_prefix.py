@@ -20,7 +20,7 @@ from tunekit.models import hub
 from tunekit.models.forward import Forward
 from tunekit.models.model import Model, load_model
 from tunekit.models.prefix import Cut, find_cut
-from tunekit.plans.selection import resolve_selection
+from tunekit.models.selection import resolve_selection
 
 BATCH = jax.ShapeDtypeStruct((4, SIDE_PX, SIDE_PX, 3), "float32")
 

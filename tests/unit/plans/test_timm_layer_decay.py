@@ -13,10 +13,10 @@ from tunekit.models.hub import keras_hub
 from tunekit.models.initialisation import without_values
 from tunekit.models.model import Model, load_model
 from tunekit.models.preprocessing import ImagePreprocessing
+from tunekit.models.selection import resolve_selection
 from tunekit.plans.builders import expand_plan
 from tunekit.plans.builders_rates import LayerDecay
 from tunekit.plans.resolve import resolve_plan
-from tunekit.plans.selection import resolve_selection
 
 TIMM = json.loads((Path(__file__).parents[2] / "reference" / "layer_decay.json").read_text())
 _TOP = ("norm", "conv_head", "bn2")

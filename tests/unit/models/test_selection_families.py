@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.models.backbone_families import FAMILIES, Tagger, tagger
 from tunekit.errors import SelectionError
-from tunekit.plans.selection import resolve_selection
+from tunekit.models.selection import resolve_selection
 
 # KerasHub's own, of masks that its attention drops.
 pytestmark = pytest.mark.filterwarnings(

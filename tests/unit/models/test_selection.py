@@ -11,7 +11,7 @@ from tunekit.models.hub import keras_hub
 from tunekit.models.initialisation import without_values
 from tunekit.models.model import Model
 from tunekit.models.preprocessing import ImagePreprocessing
-from tunekit.plans.selection import resolve_selection, syntax_issues
+from tunekit.models.selection import resolve_selection, syntax_issues
 
 
 def _residual_network() -> keras.Model:
