@@ -19,8 +19,8 @@ from typing import Literal
 import keras
 from keras.src.utils.naming import to_snake_case
 
-Role = Literal["weight", "statistic", "seed"]
-"""Moved by an optimizer; by a forward pass; or the state of a random seed generator."""
+Role = Literal["weight", "statistic", "seed", "constant"]
+"""Moved by an optimizer; by a forward pass; the state of a random seed generator; or by nothing."""
 
 
 def structural_names(root: keras.Layer) -> dict[str, keras.Variable]:
