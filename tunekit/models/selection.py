@@ -9,6 +9,7 @@
 | ``blocks[3]``, ``blocks[-4:]`` | these blocks alone, counted as in Python |
 | ``stage>=3`` | blocks by stage, from 1; also ``>``, ``<``, ``<=``, ``==``, ``!=`` |
 | ``norm``, ``bias``, ``embeddings`` | by the kind of variable, everywhere; a norm's beta is both |
+| ``adapter`` | what the adapters train; the three kinds above are of the network itself |
 | ``backbone/.*/kernel`` | names that the pattern (a regular expression) matches whole |
 
 Several, in a list or separated by commas, are united in order; ``!norm`` takes away from what
@@ -46,7 +47,9 @@ _EMBEDDINGS = re.compile(
 )
 BIASES = ("bias", "/beta")
 """Ends of the names of biases: what Keras calls beta is the bias of a norm everywhere else."""
-_WORDS = ("all", "none", "backbone", *_KINDS, "norm", "bias", "embeddings")
+_ADAPTERS = "adapters/"
+"""What the names of the adapters' variables begin with."""
+_WORDS = ("all", "none", "backbone", *_KINDS, "norm", "bias", "embeddings", "adapter")
 _EXAMPLES = (*_WORDS, "last 2", "first 2", "blocks[-2:]", "stage>=3")
 
 
@@ -65,19 +68,45 @@ def resolve_selection(selectors: str | Sequence[str], model: Model) -> frozenset
         >>> sorted(resolve_selection("head", model))
         ['heads/label/logits/bias', 'heads/label/logits/kernel']
     """
-    split = _split(selectors)
+    return frozenset(_united(_checked(selectors), _Parts(model).select))
+
+
+def selected_groups(selectors: str | Sequence[str], model: Model) -> frozenset[str]:
+    """Returns the names of the depth groups that `selectors` select: "stem", "blocks[3]", "top".
+
+    Args:
+        selectors: of depth alone, such as "last 4" or "blocks[2:]".
+        model: its heads included.
+
+    Raises:
+        SelectionError: a selector is not of the grammar, is not of depth, or selects no group.
+
+    Example:
+        >>> model = load_model("efficientnet_lite0", labels=["cat", "dog"])
+        >>> sorted(selected_groups("last 2", model))
+        ['blocks[14]', 'blocks[15]', 'top']
+    """
+    return frozenset(_united(_checked(selectors), _Parts(model).select_groups))
+
+
+def _checked(selectors: str | Sequence[str]) -> list[str]:
+    split = split_selectors(selectors)
     if not split:
         raise SelectionError("no selector is given. Name what trains, such as 'head' or 'last 2'.")
     if issues := syntax_issues(split):
         raise SelectionError("\n".join(issues))
-    parts = _Parts(model)
+    return split
+
+
+def _united(split: Sequence[str], select: Callable[[str, str], set[str]]) -> set[str]:
+    """What the selectors select one after the other, each taken bare and as it was written."""
     chosen: set[str] = set()
     for selector in split:
         if selector.startswith("!"):
-            chosen -= parts.select(selector.removeprefix("!").strip(), selector)
+            chosen -= select(selector.removeprefix("!").strip(), selector)
         else:
-            chosen |= parts.select(selector, selector)
-    return frozenset(chosen)
+            chosen |= select(selector, selector)
+    return chosen
 
 
 def syntax_issues(selectors: str | Sequence[str]) -> list[str]:
@@ -87,7 +116,7 @@ def syntax_issues(selectors: str | Sequence[str]) -> list[str]:
         >>> syntax_issues("hed")
         ["'hed' is no selector. Did you mean 'head'?"]
     """
-    split = _split(selectors)
+    split = split_selectors(selectors)
     issues = [issue for selector in split if (issue := _syntax_issue(selector))]
     if split and split[0].startswith("!"):
         issues.append(f"'{split[0]}' has nothing before it to take from. Write 'all, {split[0]}'.")
@@ -112,8 +141,8 @@ def _syntax_issue(selector: str) -> str | None:
     return None
 
 
-def _split(selectors: str | Sequence[str]) -> list[str]:
-    """Selectors one by one; a comma inside brackets belongs to a pattern."""
+def split_selectors(selectors: str | Sequence[str]) -> list[str]:
+    """Returns selectors one by one; a comma inside brackets belongs to a pattern."""
     texts = [selectors] if isinstance(selectors, str) else selectors
     pieces = [piece for text in texts for piece in re.split(r",(?![^\[({]*[\])}])", text)]
     return [piece.strip() for piece in pieces if piece.strip()]
@@ -137,22 +166,41 @@ class _Parts:
             raise SelectionError(f"'{written}' matches no variable. {self._why_nothing(selector)}")
         return names
 
-    def _select(self, selector: str, written: str) -> set[str]:
+    def select_groups(self, selector: str, written: str) -> set[str]:
+        """Returns the names of the groups of one selector of depth."""
+        if selector == "none":
+            return set()
+        if (groups := self._groups(selector, written)) is None:
+            depths = "all, last 2, first 2, blocks[-2:], stage>=3, stem, blocks, top"
+            raise SelectionError(f"'{written}' is no depth. Expected one of {depths}.")
+        if not groups:
+            raise SelectionError(f"'{written}' matches no group. {self._why_nothing(selector)}")
+        return {group.name for group in groups}
+
+    def _groups(self, selector: str, written: str) -> Sequence[Group] | None:
+        """The groups of a selector of depth; of any other, `None`."""
         if selector == "all":
-            return set(self.names)
+            return self.groups
         if selector in _KINDS:
-            return _weights([g for g in self.groups if g.kind == _KINDS[selector]])
+            return [group for group in self.groups if group.kind == _KINDS[selector]]
         if selector == "backbone":
-            return _weights([group for group in self.groups if group.kind != "head"])
-        if selector in ("norm", "bias", "embeddings"):
-            return self._of_kind(selector)
+            return [group for group in self.groups if group.kind != "head"]
         if counted := _COUNTED.fullmatch(selector):
             return self._counted(counted[1], int(counted[2]), written)
         if indexed := _INDEXED.fullmatch(selector):
             return self._indexed(indexed, written)
         if staged := _STAGED.fullmatch(selector):
             compare, bound = _COMPARE[staged[1]], int(staged[2])
-            return _weights([g for g in self.blocks if g.stage and compare(g.stage, bound)])
+            return [group for group in self.blocks if group.stage and compare(group.stage, bound)]
+        return None
+
+    def _select(self, selector: str, written: str) -> set[str]:
+        if selector == "all":
+            return set(self.names)
+        if selector in ("norm", "bias", "embeddings", "adapter"):
+            return self._of_kind(selector)
+        if (groups := self._groups(selector, written)) is not None:
+            return {name for group in groups for name in group.weights}
         try:
             return set(matching(selector, self.names))
         except SelectionError as error:
@@ -162,20 +210,20 @@ class _Parts:
             # Said of the bare pattern there; the user wrote it with "!".
             raise SelectionError(str(error).replace(repr(selector), f"'{written}'", 1)) from None
 
-    def _counted(self, end: str, count: int, written: str) -> set[str]:
+    def _counted(self, end: str, count: int, written: str) -> list[Group]:
         self._check_count(count, written)
         beyond = "top" if end == "last" else "stem"
         blocks = self.blocks[-count:] if end == "last" else self.blocks[:count]
-        return _weights([*blocks, *(group for group in self.groups if group.kind == beyond)])
+        return [*blocks, *(group for group in self.groups if group.kind == beyond)]
 
-    def _indexed(self, found: re.Match[str], written: str) -> set[str]:
+    def _indexed(self, found: re.Match[str], written: str) -> list[Group]:
         start, colon, stop = found.groups()
         if colon:
             bounds = slice(*(int(bound) if bound else None for bound in (start, stop)))
-            return _weights(self.blocks[bounds])
+            return self.blocks[bounds]
         index = int(start)
         self._check_count(index + 1 if index >= 0 else -index, written)
-        return _weights([self.blocks[index]])
+        return [self.blocks[index]]
 
     def _check_count(self, needed: int, written: str) -> None:
         if needed > (have := len(self.blocks)):
@@ -186,16 +234,21 @@ class _Parts:
 
     def _of_kind(self, kind: str) -> set[str]:
         """Names by the kind of variable: a norm's own, biases, tables and learned tokens."""
+        if kind == "adapter":
+            return {name for name in self.names if name.startswith(_ADAPTERS)}
+        own = {name for name in self.names if not name.startswith(_ADAPTERS)}
         if kind == "bias":
-            return {name for name in self.names if name.endswith(BIASES)}
+            return {name for name in own if name.endswith(BIASES)}
         if kind == "norm":
             norms = self.model.norm_layers()
-            return {name for name in self.names if name.rpartition("/")[0] in norms}
-        return {name for name in self.names if _EMBEDDINGS.fullmatch(name.rpartition("/")[2])}
+            return {name for name in own if name.rpartition("/")[0] in norms}
+        return {name for name in own if _EMBEDDINGS.fullmatch(name.rpartition("/")[2])}
 
     def _why_nothing(self, selector: str) -> str:
         if selector == "head" and not self.model.labels:
             return "The model has no head yet; give labels=[...], or call replace_head."
+        if selector == "adapter":
+            return "The model has no adapter; give method='lora', or call add_adapter."
         if selector.startswith("stage"):
             stages = sorted({group.stage for group in self.blocks if group.stage})
             if not stages:
@@ -205,7 +258,3 @@ class _Parts:
             return f"The backbone has {len(self.blocks)} blocks."
         there = [word for word in _KINDS if any(g.kind == _KINDS[word] for g in self.groups)]
         return f"This model has {', '.join(there)}."
-
-
-def _weights(groups: Sequence[Group]) -> set[str]:
-    return {name for group in groups for name in group.weights}
