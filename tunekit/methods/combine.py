@@ -22,14 +22,29 @@ class Factors:
     a: np.ndarray
     """[in, R]"""
     b: np.ndarray
-    """[R, out]"""
+    """[R, out]; [R / G, out] of a convolution in G groups, each with its own share of R and out."""
     scaling: float = 1.0
     """alpha / R, or alpha / sqrt(R), times whatever the user set."""
 
     @property
+    def groups(self) -> int:
+        """G; 1 of anything but a convolution in groups."""
+        return self.a.shape[1] // self.b.shape[0]
+
+    def by_group(self) -> list[Factors]:
+        """Returns the factors of each group; they alone where there are no groups."""
+        columns = zip(
+            np.split(self.a, self.groups, axis=1),
+            np.split(self.b, self.groups, axis=1),
+            strict=True,
+        )
+        return [Factors(a, b, self.scaling) for a, b in columns]
+
+    @property
     def delta(self) -> np.ndarray:
         """The matrix [in, out] that is added."""
-        return np.float32(self.scaling) * (self.a @ self.b)
+        blocks = [group.a @ group.b for group in self.by_group()]
+        return np.float32(self.scaling) * np.concatenate(blocks, axis=1)
 
 
 _Weighted = tuple[float, Factors]
@@ -82,19 +97,31 @@ def combine(
             if name in adapter
         ]
         _check_shapes(name, present, kind)
+        most = rank or max(one.a.shape[1] for _, one in present)
         rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
-        combined[name] = _combined(present, kind, rank, density, rng)
+        # A convolution's groups are matrices of their own.
+        groups = zip(*(one.by_group() for _, one in present), strict=True)
+        own_weights = [weight for weight, _ in present]
+        most = max(most // present[0][1].groups, 1)
+        parts = [
+            _combined(list(zip(own_weights, group, strict=True)), kind, most, density, rng)
+            for group in groups
+        ]
+        combined[name] = _factors(
+            np.concatenate([part.a for part in parts], axis=1),
+            np.concatenate([part.b for part in parts], axis=1),
+        )
     return combined
 
 
 def _combined(
     present: Sequence[_Weighted],
     kind: CombineKind,
-    rank: int | None,
+    most: int,
     density: float,
     rng: np.random.Generator,
 ) -> Factors:
-    most = rank or max(one.a.shape[1] for _, one in present)
+    """Returns one layer's factors, without groups, of at most that rank."""
     if kind == "linear":
         return _linear(present)
     if kind == "cat":

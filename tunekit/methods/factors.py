@@ -89,9 +89,9 @@ def weight_factors(
     """Returns factors made of the matrix's own directions, and the same to subtract.
 
     "pissa": ``s a b`` is the best rank-R approximation of W, its singular values shared evenly
-    (Meng et al. 2024, arXiv 2404.02948, eq. 2-4). "olora": b^T is the first R columns of Q and a^T
-    the first R rows of the triangle, where ``W^T = Q triangle`` (Büyükakyüz 2024, arXiv 2406.01775);
-    as in PEFT the scaling does not enter.
+    (Meng et al. 2024, arXiv 2404.02948, eq. 2-4). "olora": with ``W^T = Q U``, U triangular, b^T is
+    Q's first R columns and a^T U's first R rows (Büyükakyüz 2024, arXiv 2406.01775); as in PEFT the
+    scaling does not enter.
 
     Args:
         init: which.
