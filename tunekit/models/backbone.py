@@ -37,8 +37,13 @@ class Backbone:
     """A pretrained network without its classifier, and what is needed to use it rightly."""
 
     keras: keras.Model
-    """Takes normalised float32 images [B, H, W, 3] and returns features."""
-    preprocessing: ImagePreprocessing
+    """Takes normalised float32 images [B, H, W, 3] and returns features.
+
+    Of tokens: takes {"token_ids", "padding_mask"}, both int32 [B, T] with the padding at the end
+    masked by 0, and returns hidden states [B, T, D]; a decoder's are those after its final norm.
+    """
+    preprocessing: ImagePreprocessing | None
+    """None where it takes tokens."""
     features: Features
     """Shape of the features: map [B, H', W', D], tokens [B, T, D] or vector [B, D]."""
     family: str
@@ -50,6 +55,16 @@ class Backbone:
     pretrained_head: PretrainedHead | None = None
     license: str | None = None
     """Licence of the weights, where the source says it."""
+    takes: Literal["images", "tokens"] = "images"
+    vocabulary: int | None = None
+    """How many token ids there are, from 0."""
+    max_length_tokens: int | None = None
+    """Longest sequence that it was made for."""
+    language_head: keras.layers.Layer | None = None
+    """Hidden states [B, T, D] to logits [B, T, V], where the source is a causal language model.
+
+    A `TiedHead` shares the token embedding of `keras`; a Dense has a kernel of its own.
+    """
 
     @property
     def dim(self) -> int:

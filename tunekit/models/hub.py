@@ -1,7 +1,8 @@
 """KerasHub presets, by name or from a folder. The only module that imports keras_hub.
 
-Reads ``keras_hub.src.utils.preset_utils.check_file_exists`` (0.32) and the cache of
-``keras.src.utils.module_utils.LazyModule`` (3.15), which no public name reaches.
+Reads ``keras_hub.src.utils.preset_utils.check_file_exists`` and the layers of KerasHub's decoders
+(0.32), and the cache of ``keras.src.utils.module_utils.LazyModule`` (3.15), which no public name
+reaches.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,6 +57,38 @@ def keras_hub() -> ModuleType:
     with tensorflow_hidden():
         import keras_hub as module
     return module
+
+
+_DECODERS = {
+    "llama": (
+        "llama.llama_decoder.LlamaTransformerDecoder",
+        "llama.llama_layernorm.LlamaLayerNorm",
+    ),
+    "mistral": (
+        "mistral.mistral_transformer_decoder.MistralTransformerDecoder",
+        "mistral.mistral_layer_norm.MistralLayerNormalization",
+    ),
+    "qwen2": (
+        "qwen.qwen_decoder.QwenTransformerDecoder",
+        "qwen.qwen_layernorm.QwenLayerNorm",
+    ),
+    "gemma": (
+        "gemma.gemma_decoder_block.GemmaDecoderBlock",
+        "gemma.rms_normalization.RMSNormalization",
+    ),
+}
+
+
+def decoder_layers(family: str) -> tuple[Any, Any]:
+    """Returns the classes of a decoder's blocks and of its norms: "llama", "mistral", "qwen2"..."""
+    keras_hub()
+
+    def found(path: str) -> Any:
+        module, _, name = path.rpartition(".")
+        return getattr(import_module(f"keras_hub.src.models.{module}"), name)
+
+    block, norm = _DECODERS[family]
+    return found(block), found(norm)
 
 
 def preset_names() -> list[str]:

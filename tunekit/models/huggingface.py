@@ -10,7 +10,7 @@ from typing import Any, Literal
 import keras
 
 from tunekit.errors import ModelError, did_you_mean
-from tunekit.models import hub, resnet, vit
+from tunekit.models import hub, resnet, text, vit
 from tunekit.models.backbone import Backbone, PretrainedHead
 from tunekit.models.initialisation import seeded, without_values
 from tunekit.models.labels import distinct
@@ -43,10 +43,13 @@ def load_folder(folder: Path, spec: BackboneSpec, *, seed: int) -> Backbone:
     """
     config = read_json(folder / "config.json")
     kind = config["model_type"]
+    if kind in text.FAMILIES:
+        return text.load_folder(folder, config, spec, seed=seed)
     if kind not in _FAMILIES:
+        known = (*_FAMILIES, *text.FAMILIES)
         raise ModelError(
             f"{folder} holds a '{kind}'; of Hugging Face folders tunekit reads "
-            f"{', '.join(_FAMILIES)}.{did_you_mean(kind, _FAMILIES)}"
+            f"{', '.join(known)}.{did_you_mean(kind, known)}"
         )
     family = _FAMILIES[kind]
     preprocessing = read_preprocessing(folder)

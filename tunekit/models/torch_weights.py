@@ -67,6 +67,14 @@ class TorchWeights:
         if layer.bias is not None:
             self.assign(layer.bias, self.take(f"{name}.bias").reshape(layer.bias.shape), name)
 
+    def embedding(self, layer: Any, name: str) -> None:
+        """A table of embeddings."""
+        self._assign(layer.embeddings, f"{name}.weight")
+
+    def scale(self, layer: Any, name: str) -> None:
+        """Scale of a normalisation that has no shift."""
+        self._assign(layer.scale, f"{name}.weight")
+
     def layer_norm(self, layer: Any, name: str) -> None:
         """Scale and shift of a layer normalisation."""
         self._assign(layer.gamma, f"{name}.weight")

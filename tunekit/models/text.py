@@ -1,0 +1,165 @@
+"""Hugging Face folders of models that take tokens: config.json and model.safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tunekit.errors import ModelError
+from tunekit.models import text_decoder, text_encoder, text_gpt2
+from tunekit.models.backbone import Backbone
+from tunekit.models.initialisation import seeded, without_values
+from tunekit.models.spec import BackboneSpec
+from tunekit.models.token_graph import language_head
+from tunekit.models.torch_weights import TorchWeights
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How one model_type becomes a Keras model."""
+
+    prefix: str
+    """Of the body's tensors in the folder of a model with a head."""
+    build: Callable[[Config], keras.Model]
+    fill: Callable[[Any, Config, TorchWeights], None]
+    ignored: str
+    """Pattern of the tensors that have no part in the hidden states."""
+    max_length: str = "max_position_embeddings"
+    """Key of the config that says the longest sequence."""
+    tied: bool | None = None
+    """Whether a language head shares the embedding where the config is silent; None has none."""
+
+
+def load_folder(folder: Path, config: Config, spec: BackboneSpec, *, seed: int) -> Backbone:
+    """Returns the backbone in a Hugging Face folder whose model_type is one of `FAMILIES`.
+
+    Its classifier, pooler or head for another task is left out; the head of a causal language
+    model comes with it.
+
+    Raises:
+        ModelError: the folder is incomplete, asks for what is not built here, or `spec` has an
+            image size.
+    """
+    kind = config["model_type"]
+    family = FAMILIES[kind]
+    if spec.image_size is not None:
+        raise ModelError(
+            f"{folder} holds a '{kind}', which takes tokens: leave image_size ({spec.image_size}) "
+            "out."
+        )
+    try:
+        body, head = _built(folder, config, family, spec, seed)
+    except KeyError as error:
+        raise ModelError(
+            f"{folder / 'config.json'} has no {error}, which a '{kind}' is built by; copy it whole."
+        ) from error
+    first = config.get("pad_token_id", 1) + 1 if kind == "roberta" else 0
+    return Backbone(
+        keras=body,
+        preprocessing=None,
+        features="tokens",
+        family=kind,
+        source=str(folder),
+        takes="tokens",
+        vocabulary=config["vocab_size"],
+        max_length_tokens=config[family.max_length] - first,
+        language_head=head,
+    )
+
+
+def _built(
+    folder: Path, config: Config, family: _Family, spec: BackboneSpec, seed: int
+) -> tuple[keras.Model, keras.layers.Layer | None]:
+    """The body, and the language head where there is one."""
+    tied = _tied(config, family)
+    if not spec.pretrained:
+        with seeded(seed):
+            body = family.build(config)
+            return body, None if tied is None else language_head(body, tied=tied)
+    weights = TorchWeights(folder, prefix=family.prefix)
+    if tied is False and not _is_language_model(config) and "lm_head.weight" not in weights:
+        tied = None
+    with without_values() as placeholders:
+        body = family.build(config)
+        head = None if tied is None else language_head(body, tied=tied)
+    family.fill(body, config, weights)
+    missing = placeholders.left_in(body)
+    if head is not None and not tied:
+        weights.dense(head, "lm_head")
+        missing += placeholders.left_in(head)
+    weights.finish(body, missing, ignored=family.ignored)
+    return body, head
+
+
+def _tied(config: Config, family: _Family) -> bool | None:
+    """Whether the folder's language head shares the embedding; None where it has no such head."""
+    if family.tied is None:
+        return None
+    if config.get("architectures") and not _is_language_model(config):
+        return None
+    return config.get("tie_word_embeddings", family.tied)
+
+
+def _is_language_model(config: Config) -> bool:
+    names = config.get("architectures") or ()
+    return any("ForCausalLM" in name or "LMHead" in name for name in names)
+
+
+def _build_bert(config: Config) -> keras.Model:
+    return text_encoder.build(text_encoder.bert_shape(config), config["model_type"])
+
+
+def _fill_bert(body: keras.Model, config: Config, weights: TorchWeights) -> None:
+    text_encoder.fill(body, text_encoder.bert_shape(config), weights, text_encoder.BERT)
+
+
+def _build_distilbert(config: Config) -> keras.Model:
+    return text_encoder.build(text_encoder.distilbert_shape(config), "distilbert")
+
+
+def _fill_distilbert(body: keras.Model, config: Config, weights: TorchWeights) -> None:
+    shape = text_encoder.distilbert_shape(config)
+    text_encoder.fill(body, shape, weights, text_encoder.DISTILBERT)
+
+
+def _build_decoder(config: Config) -> keras.Model:
+    return text_decoder.build(text_decoder.decoder_shape(config), config["model_type"])
+
+
+def _fill_decoder(body: keras.Model, config: Config, weights: TorchWeights) -> None:
+    text_decoder.fill(body, text_decoder.decoder_shape(config), weights)
+
+
+def _build_gpt2(config: Config) -> keras.Model:
+    return text_gpt2.build(config, "gpt2")
+
+
+def _decoder(*, tied: bool) -> _Family:
+    ignored = text_decoder.IGNORED
+    return _Family("model.", _build_decoder, _fill_decoder, ignored, tied=tied)
+
+
+FAMILIES = {
+    "bert": _Family("bert.", _build_bert, _fill_bert, text_encoder.HEADS),
+    "roberta": _Family("roberta.", _build_bert, _fill_bert, text_encoder.HEADS),
+    "distilbert": _Family("distilbert.", _build_distilbert, _fill_distilbert, text_encoder.HEADS),
+    "llama": _decoder(tied=False),
+    "mistral": _decoder(tied=False),
+    "qwen2": _decoder(tied=False),
+    "gemma": _decoder(tied=True),
+    "gpt2": _Family(
+        "transformer.",
+        _build_gpt2,
+        text_gpt2.fill,
+        text_gpt2.IGNORED,
+        max_length="n_positions",
+        tied=True,
+    ),
+}
+"""The families read here, by the model_type of their config.json."""
