@@ -97,31 +97,40 @@ def combine(
             if name in adapter
         ]
         _check_shapes(name, present, kind)
-        most = rank or max(one.a.shape[1] for _, one in present)
         rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
-        # A convolution's groups are matrices of their own.
-        groups = zip(*(one.by_group() for _, one in present), strict=True)
-        own_weights = [weight for weight, _ in present]
-        most = max(most // present[0][1].groups, 1)
-        parts = [
-            _combined(list(zip(own_weights, group, strict=True)), kind, most, density, rng)
-            for group in groups
-        ]
-        combined[name] = _factors(
-            np.concatenate([part.a for part in parts], axis=1),
-            np.concatenate([part.b for part in parts], axis=1),
-        )
+        combined[name] = _of_layer(present, kind, rank, density, rng)
     return combined
 
 
-def _combined(
+def _of_layer(
+    present: Sequence[_Weighted],
+    kind: CombineKind,
+    rank: int | None,
+    density: float,
+    rng: np.random.Generator,
+) -> Factors:
+    """Returns one layer's factors; a convolution's groups are matrices of their own."""
+    most = rank or max(one.a.shape[1] for _, one in present)
+    share = max(most // present[0][1].groups, 1)
+    weights = [weight for weight, _ in present]
+    parts = [
+        _of_matrix(list(zip(weights, group, strict=True)), kind, share, density, rng)
+        for group in zip(*(one.by_group() for _, one in present), strict=True)
+    ]
+    return _factors(
+        np.concatenate([part.a for part in parts], axis=1),
+        np.concatenate([part.b for part in parts], axis=1),
+    )
+
+
+def _of_matrix(
     present: Sequence[_Weighted],
     kind: CombineKind,
     most: int,
     density: float,
     rng: np.random.Generator,
 ) -> Factors:
-    """Returns one layer's factors, without groups, of at most that rank."""
+    """Returns factors of at most that rank."""
     if kind == "linear":
         return _linear(present)
     if kind == "cat":
