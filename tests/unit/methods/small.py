@@ -37,7 +37,10 @@ def dense_like(dtype: str = "float32") -> dict[str, tuple[keras.Model, np.ndarra
     made: dict[str, tuple[keras.Layer, tuple[int, ...]]] = {
         "dense": (layers.Dense(6, **options), (5, 4)),
         "activated": (layers.Dense(6, activation="tanh", **options), (4,)),
-        "heads_out": (layers.EinsumDense("abc,cde->abde", (5, 2, 3), bias_axes="de", **options), (5, 4)),
+        "heads_out": (
+            layers.EinsumDense("abc,cde->abde", (5, 2, 3), bias_axes="de", **options),
+            (5, 4),
+        ),
         "heads_first": (layers.EinsumDense("btd,ndh->btnh", (5, 2, 3), **options), (5, 4)),
         "heads_in": (
             layers.EinsumDense(
@@ -195,7 +198,9 @@ def outputs(
     """
     layers = {"": model, **layer_names(model)}
     own = structural_names(model)
-    mapping = [(own[name], value) for name, value in {**weights_of(model), **(weights or {})}.items()]
+    mapping = [
+        (own[name], value) for name, value in {**weights_of(model), **(weights or {})}.items()
+    ]
     with ExitStack() as stack:
         stack.enter_context(keras.StatelessScope(state_mapping=mapping))
         for part in parts:
@@ -210,7 +215,11 @@ def begun(placed: Iterable[Placed]) -> dict[str, dict[str, np.ndarray]]:
     """The values that the parts begin with, seeds included."""
     return {
         p.part.name: {
-            **{leaf.name: np.arange(2, dtype=np.uint32) for leaf in p.part.leaves if leaf.role == "seed"},
+            **{
+                leaf.name: np.arange(2, dtype=np.uint32)
+                for leaf in p.part.leaves
+                if leaf.role == "seed"
+            },
             **p.values,
         }
         for p in placed
