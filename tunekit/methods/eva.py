@@ -166,8 +166,8 @@ def _updated(name: str, seen: _Seen | None, rows: np.ndarray, most: int) -> _See
 
 
 def _settled(before: _Seen | None, now: _Seen, rank: int, tau: float) -> bool:
-    """Whether the first R directions are where they were; singular vectors have no sign."""
-    if before is None or len(before.directions) < rank:
+    """Whether more rows have left the first R directions where they were, up to their sign."""
+    if before is None or before is now or len(before.directions) != len(now.directions):
         return False
     cosines = np.abs((before.directions[:rank] * now.directions[:rank]).sum(axis=1))
     return bool((cosines >= tau).all())
