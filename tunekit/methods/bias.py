@@ -84,7 +84,7 @@ def biased(layers: Layers) -> list[str]:
 
 
 def place_biases(layers: Layers, names: Iterable[str]) -> list[Placed]:
-    """Returns a part for each named layer that has a bias, of zeros; the others have none to add to.
+    """Returns a part of zeros for each of the named layers that has a bias.
 
     Raises:
         ModelError: a bias is not the last thing that its layer adds, over the last axes.
@@ -102,7 +102,9 @@ def _placed(name: str, layer: keras.Layer) -> Placed:
             f"{why}. Set bias to 'none', or to 'lora_only' with targets that leave it out."
         )
     part = BiasPart(name, tuple(bias.shape), bias.name)
-    return Placed(part, {"bias": np.zeros(part.shape, np.float32), "scaling": np.float32(1)})
+    return Placed(
+        part, {"bias": np.zeros(part.shape, np.float32), "scaling": np.ones((), np.float32)}
+    )
 
 
 def _own_bias(layer: keras.Layer) -> keras.Variable | None:

@@ -1,7 +1,7 @@
 """Bottleneck adapters: small networks of two layers, beside or behind the network's own.
 
-``h + s (f(x D + d) U + u)``: behind attention and MLP x is h itself, what the layer puts out, before
-the residual connection (Houlsby et al. 2019, arXiv 1902.00751, fig. 2; behind the MLP alone,
+``h + s (f(x D + d) U + u)``: behind attention and MLP x is h itself, what the layer puts out,
+before the residual connection (Houlsby et al. 2019, arXiv 1902.00751, fig. 2; behind the MLP alone,
 Pfeiffer et al. 2020, arXiv 2005.00247); in parallel x is what the MLP takes and h what it puts out
 (He et al. 2022, arXiv 2110.04366, eq. 8). D is drawn as in He et al., U begins at zero, so a fresh
 adapter changes nothing. Dropout of the network's own, where a block has any, comes after.
@@ -83,7 +83,7 @@ class BottleneckPart:
         )
         # One product over all positions, or one an example.
         x = inputs.reshape(*down.shape[:-2], -1, self.features[0])
-        hidden = keras.activations.get(self.activation)(x @ down + down_bias[..., None, :])
+        hidden: Any = keras.activations.get(self.activation)(x @ down + down_bias[..., None, :])
         return scaling[..., None, None] * (hidden @ up + up_bias[..., None, :])
 
     def merged(self, layers: Layers, weights: Values, values: Values) -> dict[str, jax.Array]:
@@ -105,9 +105,7 @@ def place(spec: Bottleneck, places: Places, rng: np.random.Generator) -> list[Pl
         ModelError: there is no place for such an adapter.
     """
     blocks = [tuple(_targets_in(block, places)) for block in places.blocks]
-    if not any(
-        places.roles[name] in ("attention_output", "mlp_down") for b in blocks for name in b
-    ):
+    if not any(_having(("attention_output", "mlp_down"), block, places) for block in blocks):
         parts = _behind_blocks(spec, places, blocks)
     elif spec.kind == "parallel":
         parts = [_part(spec, places, *pair) for b in blocks for pair in _mlps(b, places)]
@@ -173,6 +171,6 @@ def _placed(spec: Bottleneck, part: BottleneckPart, rng: np.random.Generator) ->
         "down_bias": np.zeros(part.width, np.float32),
         "up": np.zeros((part.width, added), np.float32),
         "up_bias": np.zeros(added, np.float32),
-        "scaling": np.float32(spec.scaling),
+        "scaling": np.array(spec.scaling, np.float32),
     }
     return Placed(part, values)

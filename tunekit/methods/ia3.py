@@ -137,7 +137,9 @@ def _placed(name: str, places: Places) -> Placed:
         )
     side = "inputs" if places.roles.get(name) == "mlp_down" else "outputs"
     part = IA3Part(name, linear_form(name, layer), side)
-    return Placed(part, {"scale": np.ones(part.features, np.float32), "scaling": np.float32(1)})
+    return Placed(
+        part, {"scale": np.ones(part.features, np.float32), "scaling": np.ones((), np.float32)}
+    )
 
 
 def _factor(values: Values) -> jax.Array:

@@ -32,20 +32,18 @@ def one_layer(layer: keras.Layer, *shape: int) -> keras.Model:
 
 def dense_like(dtype: str = "float32") -> dict[str, tuple[keras.Model, np.ndarray]]:
     """A network for each layer with a kernel: fused activations, grouped dims, strides, groups."""
-    layers = keras.layers
+    layers, einsum = keras.layers, keras.layers.EinsumDense
     options: Any = {"dtype": dtype, "name": "target"}
     made: dict[str, tuple[keras.Layer, tuple[int, ...]]] = {
         "dense": (layers.Dense(6, **options), (5, 4)),
         "activated": (layers.Dense(6, activation="tanh", **options), (4,)),
         "heads_out": (
-            layers.EinsumDense("abc,cde->abde", (5, 2, 3), bias_axes="de", **options),
+            einsum("abc,cde->abde", (5, 2, 3), bias_axes="de", **options),
             (5, 4),
         ),
-        "heads_first": (layers.EinsumDense("btd,ndh->btnh", (5, 2, 3), **options), (5, 4)),
+        "heads_first": (einsum("btd,ndh->btnh", (5, 2, 3), **options), (5, 4)),
         "heads_in": (
-            layers.EinsumDense(
-                "abcd,cde->abe", (5, 6), bias_axes="e", activation="gelu", **options
-            ),
+            einsum("abcd,cde->abe", (5, 6), bias_axes="e", activation="gelu", **options),
             (5, 2, 2),
         ),
         "convolution": (
@@ -198,9 +196,8 @@ def outputs(
     """
     layers = {"": model, **layer_names(model)}
     own = structural_names(model)
-    mapping = [
-        (own[name], value) for name, value in {**weights_of(model), **(weights or {})}.items()
-    ]
+    held = {**weights_of(model), **(weights or {})}
+    mapping = [(own[name], value.astype(own[name].dtype)) for name, value in held.items()]
     with ExitStack() as stack:
         stack.enter_context(keras.StatelessScope(state_mapping=mapping))
         for part in parts:
@@ -213,15 +210,9 @@ def outputs(
 
 def begun(placed: Iterable[Placed]) -> dict[str, dict[str, np.ndarray]]:
     """The values that the parts begin with, seeds included."""
+    seed = np.arange(2, dtype=np.uint32)
     return {
-        p.part.name: {
-            **{
-                leaf.name: np.arange(2, dtype=np.uint32)
-                for leaf in p.part.leaves
-                if leaf.role == "seed"
-            },
-            **p.values,
-        }
+        p.part.name: {leaf.name: p.values.get(leaf.name, seed) for leaf in p.part.leaves}
         for p in placed
     }
 
