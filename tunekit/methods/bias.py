@@ -14,7 +14,7 @@ import numpy as np
 from tunekit.errors import ModelError
 from tunekit.methods.intercept import Call, Wrap
 from tunekit.methods.linear import before_activation
-from tunekit.methods.part import Layers, Leaf, Placed, Values
+from tunekit.methods.part import Layers, Leaf, Placed, Places, Values
 
 _LINEAR = (
     keras.layers.Dense,
@@ -83,14 +83,14 @@ def biased(layers: Layers) -> list[str]:
     return [name for name, layer in layers.items() if name and _own_bias(layer) is not None]
 
 
-def place_biases(layers: Layers, names: Iterable[str]) -> list[Placed]:
+def place(places: Places, names: Iterable[str]) -> list[Placed]:
     """Returns a part of zeros for each of the named layers that has a bias.
 
     Raises:
         ModelError: a bias is not the last thing that its layer adds, over the last axes.
     """
-    wanted = set(names)
-    return [_placed(name, layers[name]) for name in biased(layers) if name in wanted]
+    layers = places.layers
+    return [_placed(n, layers[n]) for n in names if _own_bias(layers[n]) is not None]
 
 
 def _placed(name: str, layer: keras.Layer) -> Placed:

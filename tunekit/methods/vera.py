@@ -1,9 +1,9 @@
 """VeRA: one frozen random pair of factors for all layers, and trained vectors that scale it.
 
 ``y = W x + s b * (B (d * (A x)))`` (Kopiczko et al. 2024, arXiv 2310.11454, eq. 2), here with
-inputs on the left. As in PEFT, A and B are as large as the largest layer needs, and every layer uses
-their first rows and columns. A and B are drawn from a seed, d begins at a small constant and b at
-zero: a fresh adapter changes nothing.
+inputs on the left. As in PEFT, A and B are as large as the largest layer needs, and every layer
+uses their first rows and columns. A and B are drawn from a seed, d begins at a small constant and b
+at zero: a fresh adapter changes nothing.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def place(spec: VeRA, places: Places, rng: np.random.Generator) -> list[Placed]:
     targets = tuple((name, _form(name, places.layers[name])) for name in places.targets)
     part = VeRAPart(targets, spec.rank, spec.dropout)
     projections = np.random.default_rng(spec.projection_seed)
-    values = {"scaling": np.ones((), np.float32)}
+    values: dict[str, np.ndarray] = {"scaling": np.ones((), np.float32)}
     for leaf in part.leaves:
         if leaf.name in ("vera_a", "vera_b"):
             bound = (6 / leaf.shape[0]) ** 0.5
