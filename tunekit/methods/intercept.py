@@ -1,8 +1,9 @@
-"""The one place that overrides a layer's call: for the length of a block, the layer untouched.
+"""The one place that overrides a layer's call: for the length of a block, or for good.
 
 An instance attribute ``call`` shadows the class's method, as ``flax.linen.intercept_methods``
-does; Keras 3.15 looks ``self.call`` up at every call. The model's structure, configuration and
-weights stay as they are, so what is intercepted needs no undoing beyond the block's end.
+does; Keras 3.15 looks ``self.call`` up at every call, or ``self.quantized_call`` where Keras itself
+has quantised the layer. The model's structure, configuration and weights stay as they are, so what
+is intercepted needs no undoing beyond the block's end.
 """
 
 from __future__ import annotations
@@ -24,20 +25,26 @@ def intercept(wraps: Mapping[keras.Layer, Wrap]) -> Iterator[None]:
     Args:
         wraps: from a layer to what takes its present call and returns the one to use.
     """
-    shadowed: list[tuple[keras.Layer, Call | None]] = []
+    shadowed: list[tuple[keras.Layer, str, Call | None]] = []
     try:
         for layer, wrap in wraps.items():
-            before = vars(layer).get("call")
+            name = "call" if layer.quantization_mode is None else "quantized_call"
+            before = vars(layer).get(name)
             # Keras tracks what is set on a layer; a call is not to be tracked.
-            object.__setattr__(layer, "call", wrap(layer.call))
-            shadowed.append((layer, before))
+            object.__setattr__(layer, name, wrap(getattr(layer, name)))
+            shadowed.append((layer, name, before))
         yield
     finally:
-        for layer, before in reversed(shadowed):
+        for layer, name, before in reversed(shadowed):
             if before is None:
-                object.__delattr__(layer, "call")
+                object.__delattr__(layer, name)
             else:
-                object.__setattr__(layer, "call", before)
+                object.__setattr__(layer, name, before)
+
+
+def replace_call(layer: keras.Layer, call: Call) -> None:
+    """The layer's ``call`` is `call` from now on, and what `intercept` finds and wraps."""
+    object.__setattr__(layer, "call", call)
 
 
 def in_inference_mode(call: Call) -> Call:
