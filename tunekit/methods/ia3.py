@@ -132,8 +132,8 @@ def _placed(name: str, places: Places) -> Placed:
     layer = places.layers[name]
     if isinstance(layer, keras.layers.Embedding):
         raise ModelError(
-            f"'{name}' is a {type(layer).__name__}, on which IA3 is impossible: it scales what "
-            f"layers compute, not what they look up. Leave it out of the targets: '!{name}'."
+            f"IA3 is impossible on '{name}' ({type(layer).__name__}): it scales what layers "
+            f"compute, not what they look up. Leave it out of the targets: '!{name}'."
         )
     side = "inputs" if places.roles.get(name) == "mlp_down" else "outputs"
     part = IA3Part(name, linear_form(name, layer), side)

@@ -121,9 +121,9 @@ def _form(name: str, layer: keras.Layer) -> DenseForm:
     form = linear_form(name, layer)
     if not isinstance(form, DenseForm):
         raise ModelError(
-            f"'{name}' is a {type(layer).__name__}, on which VeRA is not defined: its layers share "
-            "one pair of factors, and only dense layers have inputs and outputs alike enough. "
-            f"Leave it out of the targets: '!{name}', or use LoRA."
+            f"VeRA is not defined on '{name}' ({type(layer).__name__}): its layers share one pair "
+            "of factors, and only dense layers are alike enough. Leave it out of the targets: "
+            f"'!{name}', or use LoRA."
         )
     return form
 

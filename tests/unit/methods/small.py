@@ -27,35 +27,60 @@ _TEXT = {"vocabulary_size": 11, "num_layers": 2, "hidden_dim": 8, "intermediate_
 def one_layer(layer: keras.Layer, *shape: int) -> keras.Model:
     """A network of the layer alone, that takes inputs of this shape without the batch."""
     inputs = keras.Input(shape)
-    return filled(keras.Model(inputs, layer(inputs)))
+    with without_values():
+        return filled(keras.Model(inputs, layer(inputs)))
 
 
-def dense_like(dtype: str = "float32") -> dict[str, tuple[keras.Model, np.ndarray]]:
-    """A network for each layer with a kernel: fused activations, grouped dims, strides, groups."""
-    layers, einsum = keras.layers, keras.layers.EinsumDense
-    options: Any = {"dtype": dtype, "name": "target"}
-    made: dict[str, tuple[keras.Layer, tuple[int, ...]]] = {
-        "dense": (layers.Dense(6, **options), (5, 4)),
-        "activated": (layers.Dense(6, activation="tanh", **options), (4,)),
-        "heads_out": (
-            einsum("abc,cde->abde", (5, 2, 3), bias_axes="de", **options),
-            (5, 4),
-        ),
-        "heads_first": (einsum("btd,ndh->btnh", (5, 2, 3), **options), (5, 4)),
-        "heads_in": (
-            einsum("abcd,cde->abe", (5, 6), bias_axes="e", activation="gelu", **options),
-            (5, 2, 2),
-        ),
-        "convolution": (
-            layers.Conv2D(6, 3, strides=2, padding="same", activation="relu", **options),
-            (5, 5, 4),
-        ),
-        "grouped": (layers.Conv2D(6, 3, groups=2, use_bias=False, **options), (5, 5, 4)),
-    }
-    return {
-        name: (one_layer(layer, *shape), normal(BATCH, *shape))
-        for name, (layer, shape) in made.items()
-    }
+_LAYERS = keras.layers
+_KINDS: dict[str, tuple[Callable[..., keras.Layer], dict[str, Any], tuple[int, ...]]] = {
+    "dense": (_LAYERS.Dense, {"units": 6}, (5, 4)),
+    "activated": (_LAYERS.Dense, {"units": 6, "activation": "tanh"}, (4,)),
+    "heads_out": (
+        _LAYERS.EinsumDense,
+        {"equation": "abc,cde->abde", "output_shape": (5, 2, 3), "bias_axes": "de"},
+        (5, 4),
+    ),
+    "heads_first": (
+        _LAYERS.EinsumDense,
+        {"equation": "btd,ndh->btnh", "output_shape": (5, 2, 3)},
+        (5, 4),
+    ),
+    "heads_in": (
+        _LAYERS.EinsumDense,
+        {
+            "equation": "abcd,cde->abe",
+            "output_shape": (5, 6),
+            "bias_axes": "e",
+            "activation": "gelu",
+        },
+        (5, 2, 2),
+    ),
+    "convolution": (
+        _LAYERS.Conv2D,
+        {
+            "filters": 6,
+            "kernel_size": 3,
+            "strides": 2,
+            "padding": "same",
+            "activation": "relu",
+        },
+        (5, 5, 4),
+    ),
+    "grouped": (
+        _LAYERS.Conv2D,
+        {"filters": 6, "kernel_size": 3, "groups": 2, "use_bias": False},
+        (5, 5, 4),
+    ),
+}
+KINDS = tuple(_KINDS)
+"""Layers with a kernel: fused activations, grouped dims, strides, groups; dense ones first."""
+DENSE_KINDS = KINDS[:5]
+
+
+def network_of(kind: str, dtype: str = "float32") -> tuple[keras.Model, np.ndarray]:
+    """A network of one layer of a kind, "target", that puts out 6 features; and inputs for it."""
+    make, options, shape = _KINDS[kind]
+    return one_layer(make(**options, dtype=dtype, name="target"), *shape), normal(BATCH, *shape)
 
 
 def bert(**options: Any) -> keras.Model:
@@ -250,3 +275,35 @@ def rows(values: list[PartValues]) -> dict[str, dict[str, np.ndarray]]:
 def normal(*shape: int, seed: int = 1) -> np.ndarray:
     """Standard normal numbers, the same for the same seed."""
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def check_fresh(model: keras.Model, placed: list[Placed]) -> None:
+    """A fresh adapter changes no bit of what the network returns."""
+    inputs = inputs_of(model)
+    fresh = outputs(model, inputs, parts_of(placed), begun(placed))
+    np.testing.assert_array_equal(fresh, outputs(model, inputs))
+
+
+def check_merged(model: keras.Model, inputs: Any, placed: list[Placed]) -> None:
+    """The network with the adapter in its weights returns what it returns with it beside them."""
+    values = drawn(placed)
+    beside = outputs(model, inputs, parts_of(placed), values)
+    within = outputs(model, inputs, weights=merged(model, placed, values))
+    # The same sums in another order, in float32.
+    np.testing.assert_allclose(within, beside, rtol=1e-4, atol=1e-5)
+    assert np.abs(beside - outputs(model, inputs)).max() > 1e-2
+
+
+def check_rows(model: keras.Model, inputs: Any, placed: list[Placed]) -> None:
+    """An adapter an example in one batch does what each does on its example alone."""
+    adapters = [drawn(placed, seed) for seed in range(BATCH)]
+    together = outputs(model, inputs, parts_of(placed), rows(adapters), per_example=True)
+    for row, values in enumerate(adapters):
+        one = jax.tree.map(lambda array, row=row: array[row : row + 1], inputs)
+        alone = outputs(model, one, parts_of(placed), values)
+        np.testing.assert_allclose(together[row], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def parts_of(placed: Iterable[Placed]) -> list[Part]:
+    """The parts without their values."""
+    return [p.part for p in placed]
