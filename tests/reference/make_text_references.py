@@ -18,10 +18,6 @@ import transformers
 
 from tests.reference import text_folders as text
 
-MINILM_IDS = np.array(
-    [[101, 7592, 2088, 999, 102, 0, 0, 0], [101, 2019, 16324, 3597, 27260, 2003, 4408, 102]]
-)
-
 
 def _model(name: str) -> torch.nn.Module:
     config = transformers.AutoConfig.for_model(**text.CONFIGS[name])
@@ -58,12 +54,11 @@ def main() -> None:
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys")), (name, info)
         for key, value in _answers(model, text.TOKEN_IDS, text.PADDING_MASK).items():
             expected[f"{name}/{key}"] = value
-    path = text.REFERENCE / "text_expected.npz"
     if len(sys.argv) > 1:
         model = transformers.AutoModel.from_pretrained(sys.argv[1])
-        answers = _answers(model, MINILM_IDS, (MINILM_IDS > 0).astype(int))
+        answers = _answers(model, text.MINILM_IDS, (text.MINILM_IDS > 0).astype(int))
         expected["minilm/hidden"] = answers["hidden"]
-    np.savez_compressed(path, **expected)
+    np.savez_compressed(text.EXPECTED, **expected)
 
 
 if __name__ == "__main__":

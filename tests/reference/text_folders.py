@@ -13,11 +13,15 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-REFERENCE = Path(__file__).parent
-SHAPES = REFERENCE / "text_shapes.json"
+SHAPES = Path(__file__).parent / "text_shapes.json"
+EXPECTED = Path(__file__).parent / "text_expected.npz"
 TOKEN_IDS = np.array([[5, 17, 98, 3, 61, 42, 7], [11, 4, 77, 29, 88, 1, 1]])
 """[2, 7]; the last two of the second are padding."""
 PADDING_MASK = np.array([[1] * 7, [1] * 5 + [0] * 2])
+MINILM_IDS = np.array(
+    [[101, 7592, 2088, 999, 102, 0, 0, 0], [101, 2019, 16324, 3597, 27260, 2003, 4408, 102]]
+)
+"""[2, 8], for all-MiniLM-L6-v2; 0 is padding."""
 
 _ENCODER = {
     "vocab_size": 99,

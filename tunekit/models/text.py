@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,10 @@ class _Family:
     fill: Callable[[Any, Config, TorchWeights], None]
     ignored: str
     """Pattern of the tensors that have no part in the hidden states."""
+    block: str
+    """What the tensors of a block begin with, `{}` being its index."""
+    depth: str = "num_hidden_layers"
+    """Key of the config that says how many blocks there are."""
     max_length: str = "max_position_embeddings"
     """Key of the config that says the longest sequence."""
     tied: bool | None = None
@@ -55,6 +60,7 @@ def load_folder(folder: Path, config: Config, spec: BackboneSpec, *, seed: int) 
         )
     try:
         body, head = _built(folder, config, family, spec, seed)
+        longest = config[family.max_length]
     except KeyError as error:
         raise ModelError(
             f"{folder / 'config.json'} has no {error}, which a '{kind}' is built by; copy it whole."
@@ -68,7 +74,7 @@ def load_folder(folder: Path, config: Config, spec: BackboneSpec, *, seed: int) 
         source=str(folder),
         takes="tokens",
         vocabulary=config["vocab_size"],
-        max_length_tokens=config[family.max_length] - first,
+        max_length_tokens=longest - first,
         language_head=head,
     )
 
@@ -76,14 +82,24 @@ def load_folder(folder: Path, config: Config, spec: BackboneSpec, *, seed: int) 
 def _built(
     folder: Path, config: Config, family: _Family, spec: BackboneSpec, seed: int
 ) -> tuple[keras.Model, keras.layers.Layer | None]:
-    """The body, and the language head where there is one."""
-    tied = _tied(config, family)
+    """The body of `spec.blocks` blocks, and the language head where there is one."""
+    tied, ignored = _tied(config, family), family.ignored
+    if spec.blocks is not None and spec.blocks < config[family.depth]:
+        # The language head reads what the last block gives.
+        tied, dropped = None, range(spec.blocks, config[family.depth])
+        ignored = "|".join([ignored, *(re.escape(family.block.format(i)) + ".*" for i in dropped)])
+        config = {**config, family.depth: spec.blocks}
     if not spec.pretrained:
         with seeded(seed):
             body = family.build(config)
             return body, None if tied is None else language_head(body, tied=tied)
     weights = TorchWeights(folder, prefix=family.prefix)
-    if tied is False and not _is_language_model(config) and "lm_head.weight" not in weights:
+    if tied is False and "lm_head.weight" not in weights:
+        if _is_language_model(config):
+            raise ModelError(
+                f"{folder} holds no 'lm_head.weight', and its config.json does not tie the head to "
+                "the embedding; set tie_word_embeddings: true if the model is so."
+            )
         tied = None
     with without_values() as placeholders:
         body = family.build(config)
@@ -93,7 +109,7 @@ def _built(
     if head is not None and not tied:
         weights.dense(head, "lm_head")
         missing += placeholders.left_in(head)
-    weights.finish(body, missing, ignored=family.ignored)
+    weights.finish(body, missing, ignored=ignored)
     return body, head
 
 
@@ -140,15 +156,27 @@ def _build_gpt2(config: Config) -> keras.Model:
     return text_gpt2.build(config, "gpt2")
 
 
+def _encoder(prefix: str) -> _Family:
+    block = text_encoder.BERT.block
+    return _Family(prefix, _build_bert, _fill_bert, text_encoder.HEADS, block)
+
+
 def _decoder(*, tied: bool) -> _Family:
     ignored = text_decoder.IGNORED
-    return _Family("model.", _build_decoder, _fill_decoder, ignored, tied=tied)
+    return _Family("model.", _build_decoder, _fill_decoder, ignored, "layers.{}.", tied=tied)
 
 
 FAMILIES = {
-    "bert": _Family("bert.", _build_bert, _fill_bert, text_encoder.HEADS),
-    "roberta": _Family("roberta.", _build_bert, _fill_bert, text_encoder.HEADS),
-    "distilbert": _Family("distilbert.", _build_distilbert, _fill_distilbert, text_encoder.HEADS),
+    "bert": _encoder("bert."),
+    "roberta": _encoder("roberta."),
+    "distilbert": _Family(
+        "distilbert.",
+        _build_distilbert,
+        _fill_distilbert,
+        text_encoder.HEADS,
+        text_encoder.DISTILBERT.block,
+        depth="n_layers",
+    ),
     "llama": _decoder(tied=False),
     "mistral": _decoder(tied=False),
     "qwen2": _decoder(tied=False),
@@ -158,6 +186,8 @@ FAMILIES = {
         _build_gpt2,
         text_gpt2.fill,
         text_gpt2.IGNORED,
+        "h.{}.",
+        depth="n_layer",
         max_length="n_positions",
         tied=True,
     ),

@@ -67,10 +67,11 @@ class Decoder(keras.Model):
         self.shape = DecoderShape(**shape)
         plan = self.shape
         inputs = token_inputs()
+        initializer: Any = keras.initializers.TruncatedNormal(stddev=0.02)
         self.token_embedding = keras.layers.ReversibleEmbedding(
             plan.vocabulary,
             plan.dim,
-            embeddings_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
+            embeddings_initializer=initializer,
             dtype=dtype,
             name="token_embedding",
         )
@@ -168,16 +169,15 @@ def _fill_llama(block: Any, weights: TorchWeights, prefix: str) -> None:
 
 
 def _fill_gemma(block: Any, weights: TorchWeights, prefix: str) -> None:
-    attention = block.attention
+    attention, dim = block.attention, block.hidden_dim
     for layer, letter in (
         (attention.query_dense, "q"),
         (attention.key_dense, "k"),
         (attention.value_dense, "v"),
     ):
         # KerasHub's kernel is [heads, D, head_dim].
-        heads, dim, head_dim = layer.kernel.shape
         name = f"{prefix}self_attn.{letter}_proj"
-        kernel = weights.take(f"{name}.weight").reshape(heads, head_dim, dim)
+        kernel = weights.take(f"{name}.weight").reshape(layer.kernel.shape[0], -1, dim)
         weights.assign(layer.kernel, kernel.transpose(0, 2, 1), name)
     weights.dense(attention.output_dense, f"{prefix}self_attn.o_proj")
     weights.dense(block.gating_ffw, f"{prefix}mlp.gate_proj")

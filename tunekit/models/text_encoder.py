@@ -158,7 +158,7 @@ def build(shape: EncoderShape, name: str) -> keras.Model:
         ModelError: its activation is not known here.
     """
     parts = hub.keras_hub().layers
-    initializer = keras.initializers.TruncatedNormal(stddev=0.02)
+    initializer: Any = keras.initializers.TruncatedNormal(stddev=0.02)
     inputs = token_inputs()
     ids = inputs["token_ids"]
     words = layers.ReversibleEmbedding(
@@ -169,7 +169,7 @@ def build(shape: EncoderShape, name: str) -> keras.Model:
         segments = layers.Embedding(
             shape.segments,
             shape.dim,
-            embeddings_initializer=initializer,  # type: ignore[arg-type]
+            embeddings_initializer=initializer,
             name="segment_embedding",
         )
         summed.append(segments(keras.ops.zeros_like(ids)))

@@ -29,7 +29,7 @@ def build(config: Mapping[str, Any], name: str) -> keras.Model:
     parts = hub.keras_hub().layers
     dim, epsilon = config["n_embd"], config.get("layer_norm_epsilon", 1e-5)
     dropout = config.get("resid_pdrop", 0.1)
-    initializer = keras.initializers.RandomNormal(stddev=0.02)
+    initializer: Any = keras.initializers.RandomNormal(stddev=0.02)
     inputs = token_inputs()
     words = layers.ReversibleEmbedding(
         config["vocab_size"], dim, embeddings_initializer=initializer, name="token_embedding"
@@ -79,13 +79,13 @@ def _fill_qkv(attention: Any, weights: TorchWeights, name: str) -> None:
     kernels = np.split(weights.take(f"{name}.weight"), 3, axis=-1)
     biases = np.split(weights.take(f"{name}.bias"), 3)
     for layer, kernel, bias in zip(targets, kernels, biases, strict=True):
-        weights.assign(layer.kernel, kernel.reshape(layer.kernel.shape), name)
-        weights.assign(layer.bias, bias.reshape(layer.bias.shape), name)
+        weights.unfold(layer.kernel, kernel, name)
+        weights.unfold(layer.bias, bias, name)
 
 
 def _fill_linear(layer: Any, weights: TorchWeights, name: str) -> None:
     """A kernel that is [in, out] in the file already."""
-    weights.assign(layer.kernel, weights.take(f"{name}.weight").reshape(layer.kernel.shape), name)
+    weights.unfold(layer.kernel, weights.take(f"{name}.weight"), name)
     weights.assign(layer.bias, weights.take(f"{name}.bias"), name)
 
 

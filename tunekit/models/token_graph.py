@@ -15,7 +15,6 @@ LANGUAGE_HEAD = "lm_head"
 """Name of the head that gives a logit per token of the vocabulary, as Hugging Face calls it."""
 
 
-@keras.saving.register_keras_serializable(package="tunekit")
 class TiedHead(keras.layers.Layer):
     """Logits over the vocabulary by the transpose of the token embedding, which it shares.
 
@@ -36,19 +35,8 @@ class TiedHead(keras.layers.Layer):
         """Returns (..., V)."""
         return *input_shape[:-1], self.embedding.input_dim
 
-    def get_config(self) -> dict[str, Any]:
-        """Returns what `__init__` takes."""
-        embedding = keras.saving.serialize_keras_object(self.embedding)
-        return {**super().get_config(), "embedding": embedding}
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> TiedHead:
-        """Returns a head over an embedding of its own."""
-        embedding: Any = keras.saving.deserialize_keras_object(config.pop("embedding"))
-        return cls(embedding, **config)
-
-
-def token_inputs() -> dict[str, keras.KerasTensor]:
+def token_inputs() -> dict[str, Any]:
     """Returns inputs for token ids and padding mask, both int32 [B, T]; 0 masks padding."""
     names = ("token_ids", "padding_mask")
     return {name: keras.Input((None,), dtype="int32", name=name) for name in names}
@@ -65,10 +53,11 @@ def language_head(body: keras.Model, *, tied: bool) -> keras.layers.Layer:
     policy = embedding.dtype_policy
     if tied:
         return TiedHead(embedding, dtype=policy, name=LANGUAGE_HEAD)
+    initializer: Any = keras.initializers.TruncatedNormal(stddev=0.02)
     head = keras.layers.Dense(
         embedding.input_dim,
         use_bias=False,
-        kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),  # type: ignore[arg-type]
+        kernel_initializer=initializer,
         dtype=policy,
         name=LANGUAGE_HEAD,
     )

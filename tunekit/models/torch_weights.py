@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -63,9 +64,9 @@ class TorchWeights:
 
     def dense(self, layer: Any, name: str) -> None:
         """A linear layer: [out, in] becomes [in, out], heads unfolded where the layer has them."""
-        self.assign(layer.kernel, self.take(f"{name}.weight").T.reshape(layer.kernel.shape), name)
+        self.unfold(layer.kernel, self.take(f"{name}.weight").T, name)
         if layer.bias is not None:
-            self.assign(layer.bias, self.take(f"{name}.bias").reshape(layer.bias.shape), name)
+            self.unfold(layer.bias, self.take(f"{name}.bias"), name)
 
     def embedding(self, layer: Any, name: str) -> None:
         """A table of embeddings."""
@@ -127,6 +128,15 @@ class TorchWeights:
                 f"the architecture in its config.json wants {tuple(variable.shape)}."
             )
         variable.assign(value)
+
+    def unfold(self, variable: keras.Variable, value: np.ndarray, name: str) -> None:
+        """As `assign`, with heads and their width as axes of their own where `variable` has them.
+
+        Raises:
+            ModelError: their sizes differ.
+        """
+        fits = value.size == math.prod(variable.shape)
+        self.assign(variable, value.reshape(variable.shape) if fits else value, name)
 
     def _assign(
         self,
