@@ -84,7 +84,7 @@ def packed_product(form: PackedForm, inputs: jax.Array, packed: Packed) -> jax.A
         inputs: as the layer's equation has them.
         packed: the kernel's arrays; no gradient goes to them.
     """
-    packed, inputs = jax.lax.optimization_barrier((packed, inputs))
+    packed, inputs = _together(packed, inputs)
     given, _, made, rows = form.subscripts
     kernel = form.rows(packed).astype(inputs.dtype)
     return jnp.einsum(f"{given},{rows}->{made}", inputs, kernel)
@@ -95,11 +95,41 @@ def _forward(form: PackedForm, inputs: jax.Array, packed: Packed) -> tuple[jax.A
 
 
 def _backward(form: PackedForm, packed: Packed, cotangent: jax.Array) -> tuple[jax.Array, None]:
-    # Without the barrier XLA sees that both passes unpack the same, does it once, and keeps it.
-    packed, cotangent = jax.lax.optimization_barrier((packed, cotangent))
+    packed, cotangent = _together(packed, cotangent)
     given, _, made, rows = form.subscripts
     kernel = form.rows(packed).astype(cotangent.dtype)
     return jnp.einsum(f"{made},{rows}->{given}", cotangent, kernel), None
 
 
 packed_product.defvjp(_forward, _backward)
+
+
+def _together(packed: Packed, array: jax.Array) -> tuple[Packed, jax.Array]:
+    """The same values, none of which can be used before all are there.
+
+    Else XLA sees that both passes unpack the same kernel, does it once, and keeps the result; or
+    unpacks every layer's kernel before the first layer runs.
+    """
+    packed, array = jax.lax.optimization_barrier((packed, array))
+    # XLA's CPU compiler drops the barrier too early, but cannot tell that this changes nothing.
+    codes = packed["codes"]
+    return {**packed, "codes": codes ^ _zero(array).astype(codes.dtype)}, array
+
+
+@jax.custom_batching.custom_vmap
+def _zero(array: jax.Array) -> jax.Array:
+    """0, on a CPU by a sum that needs `array`: one of two consecutive integers is even."""
+
+    def computed(array: jax.Array) -> jax.Array:
+        first = array[(0,) * array.ndim]
+        number = jax.lax.bitcast_convert_type(first, f"uint{8 * first.dtype.itemsize}")
+        return (number * (number + 1) & 1).astype("uint8")
+
+    return jax.lax.platform_dependent(array, cpu=computed, default=lambda _: jnp.uint8(0))
+
+
+@_zero.def_vmap
+def _zero_of_batch(axis_size: int, batched: list[bool], array: jax.Array) -> tuple:
+    """One for the whole batch: a kernel for each member would be unpacked otherwise."""
+    del axis_size, batched
+    return _zero(array), False
