@@ -24,7 +24,7 @@ from tunekit.methods.linear import ConvForm, DenseForm, LinearForm, linear_form
 
 @contextmanager
 def captured_inputs(
-    layers: Mapping[str, keras.Layer], mask: Any = None, most_rows: int = 1024
+    layers: Mapping[str, keras.Layer], mask: Any = None, most_rows: int = 512
 ) -> Iterator[dict[str, jax.Array]]:
     """Within the block every call of a layer adds the rows [N, in] that its matrix multiplies.
 
