@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from tunekit.errors import ModelError
-from tunekit.models import applications, bundled, functional, hub, huggingface, timm
+from tunekit.models import applications, bundled, functional, hub, hub_text, huggingface, timm
 from tunekit.models.backbone import Backbone
 from tunekit.models.first_blocks import with_first_blocks
 from tunekit.models.spec import BackboneSpec
@@ -26,14 +26,14 @@ def load_backbone(
 
     Args:
         source: a bundled name, a KerasHub preset (name, handle or folder), a Hugging Face or timm
-            folder, "hf://owner/name", "keras.applications:Name", a ``.keras`` file, or a
-            functional keras.Model, which is copied.
+            folder, "hf://owner/name", "keras.applications:Name", a ``.keras`` file, a backbone
+            or task of KerasHub, or a functional keras.Model of images; models are copied.
         spec: image size, precision, pretrained or not, blocks kept; its `name` is not read.
         seed: of the weights when ``spec.pretrained`` is False.
 
     Raises:
-        ModelError: nothing has that name, what it names cannot be read as an image backbone, or it
-            cannot be cut after so many blocks.
+        ModelError: nothing has that name, what it names cannot be read as a backbone of images or
+            tokens, or it cannot be cut after so many blocks.
 
     Example:
         >>> backbone = load_backbone("efficientnet_lite0", BackboneSpec(image_size=160))
@@ -48,6 +48,8 @@ def load_backbone(
 
 def _load(source: str | Path | keras.Model, spec: BackboneSpec, seed: int) -> Backbone:
     if isinstance(source, keras.Model) and hub.is_object(source):
+        if hub_text.takes_tokens(source):
+            return hub_text.load_object(source, spec, seed=seed)
         return hub.load_object(source, spec, seed=seed)
     if isinstance(source, keras.Model):
         return functional.load_model(source, spec, seed=seed)

@@ -16,7 +16,7 @@ LANGUAGE_HEAD = "lm_head"
 
 
 class TiedHead(keras.layers.Layer):
-    """Logits over the vocabulary by the transpose of the token embedding, which it shares.
+    """Logits over the vocabulary by the token embedding in reverse, whose weights it shares.
 
     A layer of its own, so that an adapter can sit on the head and leave the embedding alone.
     """
