@@ -172,6 +172,24 @@ def requantized(layer: keras.Layer, kernel: Any) -> dict[str, jax.Array]:
     return {_PREFIX + leaf: value for leaf, value in values.items()}
 
 
+def repacked(layers: Layers, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `weights` with the packed form of each kernel whose layer is packed.
+
+    Args:
+        layers: of the network, by structural name.
+        weights: new values by structural name, such as those that merging gives.
+    """
+    values: dict[str, Any] = {}
+    for name, value in weights.items():
+        owner, _, leaf = name.rpartition("/")
+        if leaf == "kernel" and owner in layers and is_quantized(layers[owner]):
+            packed = requantized(layers[owner], value)
+            values.update({f"{owner}/{part}": array for part, array in packed.items()})
+        else:
+            values[name] = value
+    return values
+
+
 def quantization_residual(matrix: Any, mode: QuantizationMode) -> tuple[jax.Array, jax.Array]:
     """Returns Q(W) and W - Q(W), float32: what packing leaves and what it takes away.
 
