@@ -57,13 +57,14 @@ def layer_roles(model: keras.Model) -> dict[str, LayerRole]:
     """Returns the role of every layer that an adapter can sit on, by structural name.
 
     Those are Dense, EinsumDense, Conv1D and Conv2D unless depthwise, and the embeddings of tokens;
-    heads are left out, for they train whole.
+    heads are left out, for they train whole, but for a language head, which came with the weights.
     """
     layers = layer_names(model)
     roles: dict[str, LayerRole] = {}
     for name, layer in layers.items():
         parent = layers.get(name.rpartition("/")[0], model)
-        if not name.startswith("heads/") and (role := _role(name, layer, parent)):
+        fresh = name.startswith("heads/") and name != "heads/lm_head"
+        if not fresh and (role := _role(name, layer, parent)):
             roles[name] = role
     return roles
 

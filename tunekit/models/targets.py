@@ -120,11 +120,17 @@ def resolve_targets(
 def targets_of(spec: methods.AdapterSpec, model: Model) -> tuple[str, ...]:
     """Returns the layers that the adapter `spec` is for; of a visual prompt there are none.
 
+    Prefixes and prompts have none either on a network that has no place for them.
+
     Raises:
         SelectionError: its targets name no layer that an adapter can sit on.
     """
     if isinstance(spec, methods.VisualPrompt):
         return ()
+    if isinstance(spec, methods.PrefixTuning | methods.PromptTuning):
+        wanted = {"key"} if isinstance(spec, methods.PrefixTuning) else {"embedding"}
+        if not wanted & set(layer_roles(model.keras).values()):
+            return ()  # The method itself says why it has no place here.
     targets, within = getattr(spec, "targets", "auto"), getattr(spec, "within", "all")
     return resolve_targets(targets, model, within=within, default=_AUTO[type(spec)])
 
