@@ -45,7 +45,7 @@ class BiasPart:
     @property
     def leaves(self) -> tuple[Leaf, ...]:
         """The difference from the layer's own bias, and the strength of it."""
-        return Leaf("bias", self.shape), Leaf("scaling", (), "constant")
+        return Leaf("bias", self.shape), Leaf("bias_scaling", (), "constant")
 
     def wraps(
         self, layers: Layers, values: Values, *, training: bool, per_example: bool
@@ -74,7 +74,7 @@ class BiasPart:
         return {name: jnp.asarray(weights[name]).astype("float32") + self._delta(values)}
 
     def _delta(self, values: Values) -> jax.Array:
-        scaling = values["scaling"]
+        scaling = values["bias_scaling"]
         return scaling.reshape(*scaling.shape, *(1,) * len(self.shape)) * values["bias"]
 
 
@@ -103,7 +103,7 @@ def _placed(name: str, layer: keras.Layer) -> Placed:
         )
     part = BiasPart(name, tuple(bias.shape), bias.name)
     return Placed(
-        part, {"bias": np.zeros(part.shape, np.float32), "scaling": np.ones((), np.float32)}
+        part, {"bias": np.zeros(part.shape, np.float32), "bias_scaling": np.ones((), np.float32)}
     )
 
 

@@ -62,12 +62,12 @@ class IA3Part:
         """Returns the kernel, and with scaled outputs the bias, multiplied by the factor.
 
         Raises:
-            ModelError: the kernel is quantised, or outputs share a bias.
+            ModelError: the kernel is of integers, or outputs share a bias.
         """
         factor = _factor(values)
         kernel_name = f"{self.name}/{self.form.kernel_name}"
         bias_name = f"{self.name}/bias"
-        matrix = self.form.matrix(float_kernel(kernel_name, weights))
+        matrix = self.form.matrix(float_kernel(layers[self.name], kernel_name, weights))
         if self.side == "inputs":
             return {kernel_name: self.form.kernel(matrix * self._rows(factor))}
         merged = {kernel_name: self.form.kernel(matrix * factor)}
@@ -103,13 +103,14 @@ def scaled(x: Any, factor: Any) -> Any:
     return product.astype(x.dtype).reshape(x.shape)
 
 
-def float_kernel(name: str, weights: Values) -> jax.Array:
-    """Returns the kernel of that name in float32.
+def float_kernel(layer: Any, name: str, weights: Values) -> jax.Array:
+    """Returns the layer's kernel in float32: from `weights` under `name`, or as it stands.
 
     Raises:
-        ModelError: it is quantised.
+        ModelError: it is of integers.
     """
-    kernel = jnp.asarray(weights[name])
+    kernel = weights.get(name)
+    kernel = jnp.asarray(getattr(layer, name.rpartition("/")[2]) if kernel is None else kernel)
     if not jnp.issubdtype(kernel.dtype, jnp.floating):
         raise ModelError(
             f"an adapter cannot be merged into '{name}', which is {kernel.dtype}. Keep the adapter "

@@ -62,7 +62,8 @@ class VeRAPart:
         """Returns the interceptions of all the layers."""
         wraps: dict[keras.Layer, Wrap] = {}
         for place, (target, form) in enumerate(self.targets):
-            dropped = functools.partial(self._dropped, place, values) if training else None
+            drops = training and self.dropout > 0
+            dropped = functools.partial(self._dropped, place, values) if drops else None
             own = _of_layer(target, form, values)
             change = functools.partial(_changed, form, own, dropped, per_example)
             layer = layers[target]
@@ -71,8 +72,6 @@ class VeRAPart:
 
     def _dropped(self, place: int, values: Values, inputs: Any) -> Any:
         """The inputs of one layer less those dropped, which differ from layer to layer."""
-        if not self.dropout:
-            return inputs
         seed = jax.random.fold_in(values["seed"], place)
         keep = jax.random.bernoulli(seed, 1 - self.dropout, inputs.shape)
         return jnp.where(keep, inputs / (1 - self.dropout), 0).astype(inputs.dtype)
@@ -81,14 +80,14 @@ class VeRAPart:
         """Returns each kernel with its update ``s A diag(d) B diag(b)`` in it.
 
         Raises:
-            ModelError: a kernel is quantised.
+            ModelError: a kernel is of integers.
         """
         merged = {}
         for target, form in self.targets:
             name = f"{target}/{form.kernel_name}"
             own = _of_layer(target, form, values)
             delta = (own["vera_a"] * own["lambda_d"]) @ (own["vera_b"] * own["lambda_b"])
-            kernel = float_kernel(name, weights)
+            kernel = float_kernel(layers[target], name, weights)
             merged[name] = kernel + form.kernel(own["scaling"] * delta)
         return merged
 
