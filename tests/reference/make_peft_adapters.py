@@ -3,12 +3,13 @@
 Run from the repository, in an environment of its own:
 
     pip install torch transformers peft safetensors numpy
-    python -m tests.reference.make_peft_adapters
+    PYTHONHASHSEED=0 python -m tests.reference.make_peft_adapters
     python -m tests.reference.make_peft_adapters check ADAPTER [ANSWERS.npz]
 
-The second form loads a folder written by tunekit into PEFT, on the model it names, and prints what
-PEFT answers (and how far ANSWERS, by the same names, are from it). PEFT warns of a tensor it has
-no place for and goes on; here that is an error.
+PEFT writes sets of names in the order of their hashes, which the variable fixes. The second form
+loads a folder written by tunekit into PEFT, on the model it names, and prints what PEFT answers
+(and how far ANSWERS, by the same names, are from it). PEFT warns of a tensor it has no place for
+and goes on; here that is an error.
 """
 
 from __future__ import annotations
@@ -130,10 +131,12 @@ ADAPTERS: dict[str, peft.PeftConfig] = {
     ),
     "bert-biases": LoraConfig(r=2, lora_alpha=4, target_modules=["query"], bias="all", **_LABELS),
     "bert-ia3": IA3Config(
-        target_modules=["key", "value", "output.dense"],
-        feedforward_modules=["output.dense"],
+        target_modules=r".*(key|value|\d\.output\.dense)",
+        feedforward_modules=r".*\d\.output\.dense",
         **_LABELS,
     ),
+    # What PEFT does by default: "output.dense" is also the end of "attention.output.dense".
+    "bert-ia3-default": IA3Config(**_LABELS),
     "roberta-lora": LoraConfig(r=2, lora_alpha=4, target_modules=["query", "value"], **_LABELS),
     "distilbert-lora": LoraConfig(
         r=2, lora_alpha=4, target_modules=["q_lin", "v_lin", "out_lin", "lin1", "lin2"], **_LABELS
@@ -213,12 +216,13 @@ def train(kind: str, config: peft.PeftConfig) -> torch.nn.Module:
 
 
 def answers(model: torch.nn.Module, kind: str) -> dict[str, np.ndarray]:
-    """The logits, and the last hidden state of an encoder."""
+    """The logits, and what the body of a classifier gives: hidden states, or a feature map."""
+    whole = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     with torch.no_grad():
-        output = model.eval()(**inputs(kind), output_hidden_states=True)
-    found = {"logits": output.logits.numpy()}
-    if "ForCausalLM" not in MODELS[kind][0] and "LMHead" not in MODELS[kind][0]:
-        found["hidden"] = output.hidden_states[-1].numpy()
+        found = {"logits": model.eval()(**inputs(kind)).logits.numpy()}
+        if "Classification" in MODELS[kind][0]:
+            body = getattr(whole, whole.base_model_prefix)
+            found["hidden"] = body(**inputs(kind)).last_hidden_state.numpy()
     return found
 
 

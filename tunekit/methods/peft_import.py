@@ -149,7 +149,12 @@ def _lora(
         forms = {layer: linear_form(layer, places.layers[layer]) for layer in layers}
         if "weight" in tensors:
             _check_base(path, forms, tensors.pop("weight"), places, found)
-        _check_tied(path, forms, places, found)
+        if is_tied(forms, places):
+            found.wrong.append(
+                f"{path}: PEFT adapts the embedding alone; here the language head shares it and "
+                "would be adapted too"
+            )
+            continue
         size = Sizes(
             by_pattern(config.get("rank_pattern") or {}, path, config.get("r", 8)),
             by_pattern(config.get("alpha_pattern") or {}, path, config.get("lora_alpha", 8)),
@@ -347,10 +352,7 @@ def _check_base(
         found.wrong.append(f"{path}.base_layer.weight: other values than this base's own")
 
 
-def _check_tied(path: str, forms: Mapping[str, LinearForm], places: Places, found: _Sorted) -> None:
+def is_tied(forms: Mapping[str, LinearForm], places: Places) -> bool:
+    """Whether these layers are an embedding that the language head shares."""
     tied = "heads/lm_head" in places.layers and "heads/lm_head/kernel" not in places.weights
-    if tied and any(isinstance(form, EmbeddingForm) for form in forms.values()):
-        found.wrong.append(
-            f"{path}: PEFT adapts the embedding alone; here the language head shares it and "
-            "would be adapted too"
-        )
+    return tied and any(isinstance(form, EmbeddingForm) for form in forms.values())
