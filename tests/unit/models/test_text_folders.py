@@ -2,7 +2,7 @@
 
 The expected numbers are of tests/reference/make_text_references.py. Relative errors of float32
 sums in another order are about 1e-6; GELU by the wrong formula, a default epsilon, an ignored
-rope scaling or window shows from 1e-3 up.
+rope scaling or window shows from 1e-4 up.
 """
 
 from __future__ import annotations
