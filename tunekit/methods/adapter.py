@@ -16,8 +16,8 @@ from tunekit.methods.part import Layers, Leaf, Part, Placed, Values
 from tunekit.methods.spec import AdapterSpec
 from tunekit.names import Role
 
-SCALING = "scaling"
-"""Name of the leaf that multiplies a part's effect."""
+_SCALINGS = ("scaling", "bias_scaling")
+"""Leaves that multiply a part's effect."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +64,15 @@ class Adapter:
         values = {name: variable.value for name, variable in self.variables.items()}
         if weight == 1.0:
             return values
+        scaled = set[str]()
         for part in self.parts:
-            if SCALING not in (leaf.name for leaf in part.leaves):
+            own = {f"{part.name}/{leaf.name}" for leaf in part.leaves if leaf.name in _SCALINGS}
+            scaled |= own
+            if not own:
                 raise ModelError(
                     f"an adapter of method '{self.spec.name}' acts whole or not at all: it has no "
                     f"scale to multiply by {weight}. Give it weight 1."
                 )
-        scaled = {f"{part.name}/{SCALING}" for part in self.parts}
         return {n: v * np.float32(weight) if n in scaled else v for n, v in values.items()}
 
     def wraps(

@@ -290,9 +290,7 @@ def _kernel_shape(layer: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in shape)
 
 
-def before_activation(
-    layer: keras.Layer, call: Call, change: Callable[[Any, Any], Any]
-) -> Call:
+def before_activation(layer: keras.Layer, call: Call, change: Callable[[Any, Any], Any]) -> Call:
     """Returns `call` with ``change(inputs, outputs)`` before the layer's fused activation."""
 
     def changed_call(inputs: Any, *args: Any, **kwargs: Any) -> Any:

@@ -82,7 +82,7 @@ class LoRAPart:
 
     def delta(self, values: Values) -> jax.Array:
         """Returns what is added to the kernel's matrix, float32 [in, out]."""
-        a, b, scaling = self._factors(values)
+        a, b, scaling = self.factors(values)
         groups = self.form.groups
         if groups == 1:
             return scaling * (a @ b)
@@ -90,8 +90,8 @@ class LoRAPart:
         a, b = a.reshape(a.shape[0], groups, -1), b.reshape(b.shape[0], groups, -1)
         return scaling * jnp.einsum("igr,rgo->igo", a, b).reshape(a.shape[0], -1)
 
-    def _factors(self, values: Values) -> tuple[Any, Any, Any]:
-        """A, B and scale; with those of the start, negated, where the way from there counts."""
+    def factors(self, values: Values) -> tuple[Any, Any, Any]:
+        """Returns A, B and scale; beside those of the start, negated, where the way from there counts."""
         first, second = self.factor_names
         a, b = values[first], values[second]
         if self.from_start:
@@ -109,7 +109,7 @@ class LoRAPart:
         inputs: Any,
         outputs: Any,
     ) -> Any:
-        a, b, scaling = self._factors(values)
+        a, b, scaling = self.factors(values)
         x = self._dropped(inputs, values) if training and self.dropout else inputs
         hidden = self.form.product(x, a.astype(outputs.dtype), per_example=per_example)
         update = self.form.outputs(
@@ -135,7 +135,7 @@ class LoRAPart:
 
         ``|w|^2 + 2 s w'Ab + s^2 b'(A'A)b``: no matrix of W's size but W itself.
         """
-        a, b, scaling = self._factors(values)
+        a, b, scaling = self.factors(values)
         kernel = jax.lax.stop_gradient(self._base_matrix(layer, None))
         squares = jnp.sum(kernel * kernel, axis=0)
         across = jnp.sum((a.T @ kernel) * b, axis=0)
@@ -183,7 +183,7 @@ def _reversed(
             f"{'DoRA' if part.dora else 'capped logits'} cannot be adapted through the embedding. "
             f"Leave it out of the targets: '!{part.name}'."
         )
-    a, b, scaling = part._factors(values)
+    a, b, scaling = part.factors(values)
     turned = functools.partial(jnp.swapaxes, axis1=-1, axis2=-2)
     hidden = part.form.outputs(
         inputs.astype(outputs.dtype), turned(b).astype(outputs.dtype), per_example=per_example

@@ -325,7 +325,6 @@ def refusal_of_builder(method: Method, build: str) -> str | None:
     )
 
 
-
 def _pattern_error(pattern: str) -> str | None:
     try:
         re.compile(pattern)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import keras
 
+from tunekit.methods.adapter import Adapter
 from tunekit.models.graph import Link, chain, is_block_sized, leaves, sublayers
-from tunekit.names import layer_names, structural_names, variable_roles
+from tunekit.names import Role, layer_names, structural_names, variable_roles
 
 if TYPE_CHECKING:
     from tunekit.models.model import Model
@@ -96,6 +97,42 @@ def depth_groups(model: Model) -> tuple[Group, ...]:
     stages = iter(_stages(blocks, sorter.layer_name))
     groups = [replace(g, stage=next(stages)) if g.kind == "block" else g for g in groups]
     return tuple(group for group in groups if group.variables or group.kind == "block")
+
+
+def with_adapters(groups: Sequence[Group], adapters: Mapping[str, Adapter]) -> tuple[Group, ...]:
+    """Returns the groups with what adapters add to each: where a part sits, its arrays are.
+
+    Args:
+        groups: of the network itself.
+        adapters: by the prefix of their arrays' names.
+    """
+    owner = {layer: index for index, group in enumerate(groups) for layer in group.layers}
+    added: dict[int, list[tuple[str, Role, int]]] = {}
+    for prefix, adapter in adapters.items():
+        for name, variable in adapter.variables.items():
+            # What sits on no layer of a group, such as on the whole network, comes first.
+            place = name.removeprefix("shared/")  # VeRA's one part for all its layers
+            index = next((owner[layer] for layer in _enclosing(place) if layer in owner), 0)
+            size = math.prod(variable.shape)
+            added.setdefault(index, []).append((f"{prefix}/{name}", adapter.roles[name], size))
+    return tuple(_with_added(group, added.get(index, ())) for index, group in enumerate(groups))
+
+
+def _with_added(group: Group, added: Iterable[tuple[str, Role, int]]) -> Group:
+    added = tuple(added)
+    weights = [(name, size) for name, role, size in added if role == "weight"]
+    return replace(
+        group,
+        variables=group.variables + tuple(name for name, _, _ in added),
+        weights=group.weights + tuple(name for name, _ in weights),
+        parameters=group.parameters + sum(size for _, size in weights),
+    )
+
+
+def _enclosing(name: str) -> Iterator[str]:
+    """The name, and those of the layers it is inside of, the nearest first."""
+    parts = name.split("/")
+    return ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
 
 
 def block_ends(body: keras.Model) -> tuple[keras.Operation, ...]:

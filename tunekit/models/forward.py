@@ -8,13 +8,15 @@ dropout inside a part of the network where nothing trains is off, unless a phase
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
 import jax
 import keras
 
+from tunekit.methods.adapter import Adapter
 from tunekit.methods.intercept import (
     Wrap,
     in_inference_mode,
@@ -41,7 +43,7 @@ class Forward:
 
     model: keras.Model
     variables: Mapping[str, keras.Variable]
-    """Every variable under its structural name."""
+    """Every variable under its structural name; an adapter's under its prefix."""
     group_of: Callable[[str], Collection[str]]
     """From a variable's name to the names of its depth group: what trains with it."""
     layers: Mapping[str, keras.Layer] = field(repr=False)
@@ -53,16 +55,32 @@ class Forward:
     """Whether dropout acts where nothing trains."""
     largest_momentum: float = 0.9
     """Bound of BatchNorm's momentum in training: PyTorch's default, about ten batches."""
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    """What is put on the model, by the prefix of its values' names; a later one round an earlier
+    one."""
+    per_example: bool = False
+    """Whether the adapters' values have a leading axis [B], one adapter an example."""
 
     @classmethod
-    def of(cls, model: keras.Model, groups: Collection[Collection[str]] | None = None) -> Forward:
+    def of(
+        cls,
+        model: keras.Model,
+        groups: Collection[Collection[str]] | None = None,
+        adapters: Mapping[str, Adapter] | None = None,
+    ) -> Forward:
         """Returns the forward pass of `model`.
 
         Args:
             model: a built model.
             groups: the depth groups, each the names of its variables; `None` is one group.
+            adapters: what is put on it, by the prefix of its values' names.
         """
+        adapters = adapters or {}
         variables = structural_names(model)
+        roles = variable_roles(model)
+        for prefix, adapter in adapters.items():
+            variables |= {f"{prefix}/{name}": v for name, v in adapter.variables.items()}
+            roles |= {f"{prefix}/{name}": role for name, role in adapter.roles.items()}
         whole = tuple(variables)
         by_name = {name: tuple(group) for group in groups or () for name in group}
         return cls(
@@ -70,7 +88,8 @@ class Forward:
             variables,
             lambda name: by_name.get(name, whole),
             layer_names(model),
-            variable_roles(model),
+            roles,
+            adapters=adapters,
         )
 
     def names(self, role: Role) -> list[str]:
@@ -115,11 +134,16 @@ class Forward:
         """
         # Trained values may be float32 where the variable, and so the layer, is bfloat16.
         given = {name: values[name].astype(v.dtype) for name, v in self.variables.items()}
-        mapping = [(variable, given[name]) for name, variable in self.variables.items()]
+        mapping = [
+            (variable, given[name])
+            for name, variable in self.variables.items()
+            if not name.startswith("adapters/")  # No state of the model: `_adapted` reads them.
+        ]
         with (
             keras.StatelessScope(state_mapping=mapping) as scope,
             intercept(self._kernels()),
             intercept(self._modes(trainable) if training else {}),
+            self._adapted(given, training=training),
         ):
             outputs = self.model(inputs, training=training)
         updates = {}
@@ -128,6 +152,17 @@ class Forward:
             if value is not None and value is not given[name]:
                 updates[name] = value
         return outputs, updates
+
+    @contextmanager
+    def _adapted(self, values: Values, *, training: bool) -> Iterator[None]:
+        """Within the block the adapters act, with these values."""
+        layers = {"": self.model, **self.layers}
+        with ExitStack() as stack:
+            for prefix, adapter in self.adapters.items():
+                own = {name: values[f"{prefix}/{name}"] for name in adapter.variables}
+                wraps = adapter.wraps(layers, own, training=training, per_example=self.per_example)
+                stack.enter_context(intercept(wraps))
+            yield
 
     def _kernels(self) -> dict[keras.Layer, Wrap]:
         return cpu_layers(self.layers.values()) if jax.default_backend() == "cpu" else {}

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import zlib
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import keras
 from keras import ops
 
-from tunekit.errors import ModelError
+from tunekit.errors import ModelError, did_you_mean
 from tunekit.models.spec import HeadSpec
 
 Features = Literal["map", "tokens", "vector"]
@@ -223,3 +225,36 @@ def _seed(seed: int, name: str) -> int:
 def _check_name(name: str) -> None:
     if not name.isidentifier():
         raise ModelError(f"a head's name is a word such as 'label', got {name!r}.")
+
+
+def head_spec(head: HeadSpec | str | None) -> HeadSpec:
+    """Returns the head that a kind names, or a spec itself, checked; `None` is the default one.
+
+    Raises:
+        ModelError: there is no such kind, or its options do not fit together.
+    """
+    kinds = ("linear", "mlp", "cosine")
+    if isinstance(head, str) and head not in kinds:
+        raise ModelError(
+            f"head={head!r} is no kind of head ({', '.join(kinds)}).{did_you_mean(head, kinds)}"
+        )
+    spec = HeadSpec(kind=cast(Any, head)) if isinstance(head, str) else head or HeadSpec()
+    if issues := spec.issues():
+        raise ModelError("; ".join(f"head.{path}: {message}" for path, message in issues))
+    return replace(spec, hidden=tuple(spec.hidden))
+
+
+def checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Returns the labels, all of them strings and none twice.
+
+    Raises:
+        ModelError: they are not.
+    """
+    if isinstance(labels, str):
+        raise ModelError(f"labels is a list of names, got the string {labels!r}; use [{labels!r}].")
+    names = tuple(labels)
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise ModelError(f"labels are strings, got {wrong[0]!r}; use str(...) of each.")
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ModelError(f"the label {twice[0]!r} is given twice; each label needs its own name.")
+    return names

@@ -1,8 +1,8 @@
-"""The model: raw pixels, a backbone, heads on top, one structural name per variable."""
+"""The model: a backbone, heads and adapters on it, one structural name per variable."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,30 +11,35 @@ from typing import Any, cast
 import jax
 import keras
 import numpy as np
-from PIL import Image
 
 from tunekit.data.feature_store import FeatureStore
-from tunekit.data.images import MemoryImages
-from tunekit.errors import ModelError, did_you_mean
+from tunekit.errors import ModelError
+from tunekit.methods.combine import CombineKind
+from tunekit.methods.merge_forecast import MergeForecast
+from tunekit.methods.spec import AdapterSpec
+from tunekit.models import adapted
+from tunekit.models.adapters import AdapterSet, Named
+from tunekit.models.assembly import assemble, keep_rows, named_backbone, weights_of
 from tunekit.models.backbone import Backbone, PretrainedHead
 from tunekit.models.cpu_memory import keep_freed_memory
-from tunekit.models.depth import Group, depth_groups
+from tunekit.models.depth import Group, depth_groups, with_adapters
 from tunekit.models.forward import Forward
-from tunekit.models.heads import build_head
+from tunekit.models.heads import build_head, checked_labels, head_spec
+from tunekit.models.inference import Inference, renamed, slots
+from tunekit.models.inputs import Inputs, batches
+from tunekit.models.labels import distinct
 from tunekit.models.layer_tree import LayerTree, layer_tree
 from tunekit.models.loading import load_backbone
 from tunekit.models.preprocessing import ImagePreprocessing
-from tunekit.models.spec import BackboneSpec, Dtype, HeadSpec
+from tunekit.models.spec import BackboneSpec, Dtype, HeadSpec, Quantization
 from tunekit.names import layer_names, structural_names, variable_roles
 
 _HEAD = "label"
-"""Name of the one head of a classifier; the graph below takes any number."""
-
-Images = Sequence[Any] | np.ndarray | Image.Image | str | Path
+"""Name of the one head of a classifier; the graph takes any number."""
 
 
 class Model:
-    """A backbone with its preprocessing and, once the labels are known, a head.
+    """A backbone with its preprocessing and, once the labels are known, a head; and adapters.
 
     Example:
         >>> model = load_model("efficientnet_lite0", labels=["cat", "dog"])
@@ -43,11 +48,13 @@ class Model:
 
     Attributes:
         backbone: the pretrained body, and where it came from.
-        keras: functional keras.Model "model": raw pixels 0..255, float32 [B, H, W, 3], to logits
-            [B, C], or to features while there are no labels. Replaced by `replace_head`.
+        keras: functional keras.Model "model", without adapters: raw pixels 0..255, float32
+            [B, H, W, 3], or token ids and padding mask [B, T], to logits; to features while there
+            is no head. Replaced by `replace_head`.
         labels: names of the C labels; empty while there is no head.
         head_spec: how the head is built, or will be.
         multi_label: whether any number of labels may hold at once.
+        adapters: what is put on the network, by name, and which of them act.
         features: outputs of its frozen part that fine-tuning keeps in memory, for the next head or
             phase; `None` lets go of them.
     """
@@ -72,24 +79,38 @@ class Model:
         self.backbone = backbone
         self.multi_label = multi_label
         self.features: FeatureStore | None = None
-        self._body = _named_backbone(backbone.keras)
-        self._take_head(_checked_labels(labels), _head_spec(head), seed)
+        self.adapters = AdapterSet()
+        self._body = named_backbone(backbone.keras)
+        self._take_head(checked_labels(labels), head_spec(head), seed)
 
     @property
     def preprocessing(self) -> ImagePreprocessing:
         """From an image of any size to the pixels that `keras` takes."""
+        if self.backbone.preprocessing is None:
+            raise ModelError(
+                f"the model on '{self.backbone.source}' takes token ids, and was given images."
+            )
         return self.backbone.preprocessing
 
     def variables(self) -> dict[str, keras.Variable]:
-        """Returns every variable under its structural name: "backbone/...", "heads/label/..."."""
-        return structural_names(self.keras)
+        """Returns every variable under its structural name.
+
+        "backbone/...", "heads/label/...", and those of every adapter, "adapters/<name>/...".
+        """
+        variables = structural_names(self.keras)
+        for name, entry in self.adapters.entries.items():
+            own = entry.adapter.variables.items()
+            variables |= {f"adapters/{name}/{leaf}": variable for leaf, variable in own}
+        return variables
 
     def weight_names(self) -> tuple[str, ...]:
         """Returns the names of the variables that can be trained: no statistics, no seeds.
 
-        What `trainable` flags say has no part in it.
+        Those of adapters that act are among them. What `trainable` flags say has no part in it.
         """
-        roles = variable_roles(self.keras)
+        roles = dict(variable_roles(self.keras))
+        for prefix, adapter in self.adapters.by_prefix.items():
+            roles |= {f"{prefix}/{leaf}": role for leaf, role in adapter.roles.items()}
         return tuple(name for name, role in roles.items() if role == "weight")
 
     def norm_layers(self) -> frozenset[str]:
@@ -98,10 +119,18 @@ class Model:
         return frozenset(name for name, layer in layers if "Norm" in type(layer).__name__)
 
     def groups(self) -> tuple[Group, ...]:
-        """Returns stem, blocks, top and heads: together every variable, none twice."""
+        """Returns stem, blocks, top and heads: together every variable, none twice.
+
+        What adapters add belongs to the group that it sits on.
+        """
         if self._groups is None:
-            self._groups = depth_groups(self)
+            self._groups = with_adapters(depth_groups(self), self.adapters.by_prefix)
         return self._groups
+
+    def forward(self) -> Forward:
+        """Returns the pass of the model with the adapters that act, by its depth groups."""
+        groups = [group.variables for group in self.groups()]
+        return Forward.of(self.keras, groups, self.adapters.by_prefix)
 
     def layers(self, trains: Collection[str] | None = None) -> LayerTree:
         """Returns the groups as a tree to print.
@@ -111,44 +140,60 @@ class Model:
         """
         return layer_tree(self.groups(), trains)
 
-    def logits(self, images: Images, *, batch_size: int = 32) -> np.ndarray:
-        """Returns float32 logits [N, C] of N images, in inference mode.
+    def logits(
+        self,
+        items: Inputs,
+        *,
+        batch_size: int = 32,
+        adapters: Sequence[str | None] | None = None,
+    ) -> np.ndarray:
+        """Returns float32 logits [N, C] of N examples, in inference mode; of tokens [N, T, V].
 
         Args:
-            images: file paths, PIL images or arrays [H, W, 3] with pixels 0..255, of any sizes; an
-                array [N, H, W, 3]; or a single path or image.
-            batch_size: images at a time, at most; one program is compiled for each size.
+            items: image paths, PIL images or arrays [H, W, 3] with pixels 0..255, of any sizes; an
+                array [N, H, W, 3]; a single path or image. Or token ids, of one sequence or of
+                several, which are padded at their ends.
+            batch_size: examples at a time, at most; one program is compiled for each size.
+            adapters: name of one adapter for each example, `None` for none, with its own head;
+                left out, all have those that are active.
 
         Raises:
-            ModelError: the model has no head.
+            ModelError: the model has no head, or adapters differ in shape.
             DataError: an image cannot be read.
         """
-        if not self.labels:
+        if not self.labels and self.backbone.language_head is None:
             raise ModelError(
                 f"the model on '{self.backbone.source}' has no head yet, so it gives no logits. "
                 "Fine-tune it, or call replace_head(labels=[...])."
             )
-        items = MemoryImages(_listed(images))
-        batches = [self.apply(batch) for batch in self._batches(items, batch_size)]
-        # The empty array gives the shape [0, C] where there are no images.
-        logits = np.concatenate([np.zeros((0, len(self.labels)), np.float32), *batches])
-        return logits[: len(items)]
+        count, parts = batches(self.backbone, items, batch_size)
+        if adapters is not None:
+            return adapted.mixed_logits(self, count, parts, adapters)
+        outputs = [self.apply(part) for part in parts]
+        if not outputs:
+            return np.zeros((0, len(self.labels)), np.float32)
+        return np.concatenate(outputs)[:count]
 
-    def apply(
-        self, pixels: np.ndarray, values: Mapping[str, jax.Array] | None = None
-    ) -> np.ndarray:
+    def apply(self, inputs: Any, values: Mapping[str, jax.Array] | None = None) -> np.ndarray:
         """Returns float32 outputs [B, ...] in inference mode, by a program compiled once a shape.
 
         Args:
-            pixels: [B, H, W, 3], 0..255, of the size that `preprocessing` gives.
+            inputs: pixels [B, H, W, 3], 0..255, of the size that `preprocessing` gives; or token
+                ids and padding mask [B, T] in a dict.
             values: of every variable by structural name; `None` takes the model's own.
         """
-        values = self._forward.values() if values is None else values
-        return np.asarray(self._program(dict(values), pixels), np.float32)
+        acting = self.adapters.acting
+        if values is None:
+            own = {name: v.value for name, v in structural_names(self.keras).items()}
+            values = own | slots(acting)
+        else:
+            values = renamed(values, [name for name, _ in self.adapters.active])
+        outputs = self._inference(values, inputs, [adapter for adapter, _ in acting])
+        return np.asarray(outputs, np.float32)
 
     @contextmanager
     def restored_on_error(self) -> Iterator[None]:
-        """Within the block an error, but not Ctrl-C, gives the model its earlier head back."""
+        """Within the block an error, but not Ctrl-C, gives the head and adapters before back."""
         before = dict(vars(self))
         try:
             yield
@@ -178,10 +223,10 @@ class Model:
         Raises:
             ModelError: there are no labels, one occurs twice, or the head does not fit.
         """
-        checked = _checked_labels(labels)
+        checked = checked_labels(labels)
         if not checked:
             raise ModelError("replace_head needs at least one label, got none.")
-        spec = self.head_spec if head is None else _head_spec(head)
+        spec = self.head_spec if head is None else head_spec(head)
         self._take_head(checked, spec, seed, keep_from=self if keep and self.labels else None)
         if multi_label is not None:
             self.multi_label = multi_label
@@ -189,23 +234,141 @@ class Model:
 
     def fresh_head_values(self, seed: int) -> dict[str, jax.Array]:
         """Returns what the head's variables would hold were it made anew, by structural name."""
+        if not self.labels:
+            return {}
         head = self._head(self.labels, self.head_spec, seed)
-        return {f"heads/{_HEAD}/{name}": v.value for name, v in _weights(head).items()}
+        return {f"heads/{_HEAD}/{name}": v.value for name, v in weights_of(head).items()}
+
+    def add_adapter(
+        self,
+        name: str,
+        spec: AdapterSpec | str,
+        *,
+        seed: int = 0,
+        inputs: Iterable[Any] | None = None,
+        quantize: Quantization | None = None,
+    ) -> Model:
+        """Puts a fresh adapter on the model, which alone is active then; returns the model.
+
+        Args:
+            name: how it is called from now on.
+            spec: such as ``LoRA(rank=8, targets="attention")``, or a name: "lora", "ia3".
+            seed: of random values.
+            inputs: batches as `apply` takes them, for a LoRA of init "eva".
+            quantize: how the backbone is about to be quantised, for a LoRA of init "loftq".
+
+        Raises:
+            ModelError: the name is taken, or the method is impossible on a layer.
+            SelectionError: its targets name no layer.
+        """
+        return adapted.add(self, name, spec, seed=seed, inputs=inputs, quantize=quantize)
+
+    def remove_adapter(self, name: str) -> Model:
+        """Takes an adapter away; returns the model.
+
+        Raises:
+            ModelError: there is none of that name, or it is merged.
+        """
+        return self._take_adapters(self.adapters.without(name))
+
+    def set_adapter(self, names: Named) -> Model:
+        """Makes these adapters the ones that act, with the head of the last; returns the model.
+
+        A head that the model has had since goes with the adapters that were active with it.
+
+        Args:
+            names: of one adapter; of several, an earlier one nearer to the layers; or names with a
+                weight each, which multiplies the adapter's effect. Empty: none acts.
+
+        Raises:
+            ModelError: there is no such adapter, or it cannot be weighted.
+        """
+        return adapted.activate(self, names)
+
+    @contextmanager
+    def adapters_disabled(self) -> Iterator[Model]:
+        """Within the block no adapter acts; the head stays."""
+        before = self.adapters
+        self._take_adapters(replace(before, active=()))
+        try:
+            yield self
+        finally:
+            self._take_adapters(replace(self.adapters, active=before.active))
+
+    def combine_adapters(
+        self,
+        names: Mapping[str, float] | Sequence[str],
+        name: str,
+        kind: CombineKind = "linear",
+        *,
+        rank: int | None = None,
+        density: float = 0.2,
+        seed: int = 0,
+    ) -> Model:
+        """Adds an adapter made of several LoRAs, which alone is active then; returns the model.
+
+        Args:
+            names: of the LoRAs, with a weight each or 1.
+            name: of the new one.
+            kind: "linear" adds the factors, "cat" the updates exactly (ranks add up), "svd" finds
+                the nearest of `rank`; "ties" and "dare" keep apart what disagrees (arXiv
+                2306.01708, 2311.03099).
+            rank: of the result, for "svd", "ties" and "dare"; `None` is the largest of theirs.
+            density: share of each update that "ties" and "dare" keep.
+            seed: of what "dare" drops.
+
+        Raises:
+            ModelError: one is no plain LoRA, or the kind does not fit them.
+        """
+        options = {"rank": rank, "density": density, "seed": seed}
+        return adapted.combine_into(self, names, name, kind, **options)
+
+    def merge(self, items: Inputs | None = None, *, least_agreement: float = 0.95) -> Model:
+        """Puts the adapters that act into the network's own values; returns the model.
+
+        The values before are kept, so that `unmerge` is exact.
+
+        Args:
+            items: examples as for `logits`; needed where the backbone is quantised, and the merged
+                kernels are quantised again.
+            least_agreement: share of their predictions that must stay the same there.
+
+        Raises:
+            ModelError: a method cannot be merged, or too many predictions would change. Nothing has
+                changed then.
+        """
+        return adapted.merge(self, items, least_agreement)
+
+    def merge_forecast(self, items: Inputs) -> MergeForecast:
+        """Returns how far predictions would move by `merge`: KL divergence and agreement.
+
+        Args:
+            items: examples as for `logits`.
+        """
+        return adapted.forecast_of(self, items)
+
+    def unmerge(self) -> Model:
+        """Gives the network its values before `merge` back, bit for bit; returns the model.
+
+        Raises:
+            ModelError: nothing is merged.
+        """
+        return adapted.unmerge(self)
+
+    def _take_adapters(self, adapters: AdapterSet) -> Model:
+        self.adapters, self._groups = adapters, None
+        return self
 
     def _take_head(
         self, labels: tuple[str, ...], spec: HeadSpec, seed: int, keep_from: Model | None = None
     ) -> None:
         heads = {_HEAD: self._head(labels, spec, seed)} if labels else {}
         if keep_from is not None:
-            _keep_rows(keep_from.keras, keep_from.labels, heads[_HEAD], labels)
-        graph = _assemble(self._body, self.preprocessing, heads)
-        forward = Forward.of(graph)
-        program = jax.jit(
-            lambda values, pixels: forward(values, pixels.astype("float32"), training=False)[0]
-        )
+            keep_rows(keep_from.keras, keep_from.labels, heads[_HEAD], labels)
+        graph = assemble(self._body, self.backbone, heads)
         # Nothing below can fail: the model changes whole or not at all.
         self.keras, self.labels, self.head_spec = graph, labels, spec
-        self._forward, self._program = forward, program
+        self._inference = Inference(graph)
         self._groups = None
 
     def _head(self, labels: tuple[str, ...], spec: HeadSpec, seed: int) -> keras.Model:
@@ -218,16 +381,6 @@ class Model:
             seed=seed,
             prefix_tokens=self.backbone.prefix_tokens,
         )
-
-    def _batches(self, images: MemoryImages, largest: int) -> Iterator[np.ndarray]:
-        """Yields pixels [B, H, W, 3]; the last batch is filled up with its last image."""
-        count = len(images)
-        # Powers of two, so that calls with few images share a handful of programs.
-        size = min(largest, 1 << max(count - 1, 0).bit_length())
-        for start in range(0, count, size):
-            rows = range(start, min(start + size, count))
-            batch = [self.preprocessing.to_pixels(images.read(row)) for row in rows]
-            yield np.stack(batch + batch[-1:] * (size - len(batch)))
 
 
 def load_model(
@@ -272,112 +425,11 @@ def load_model(
 
 
 def with_own_head(backbone: Backbone, own: PretrainedHead) -> Model:
-    """Returns `backbone` with the classifier that came with its weights.
-
-    A label that occurs again is numbered; ImageNet has two kinds of "crane".
-    """
+    """Returns `backbone` with the classifier that came with its weights."""
     pooling = "auto" if own.pooling == "none" else own.pooling
     # "token+avg" is what some checkpoints come with.
-    model = Model(backbone, _numbered(own.labels), HeadSpec(pooling=cast(Any, pooling)))
+    model = Model(backbone, distinct(own.labels), HeadSpec(pooling=cast(Any, pooling)))
     variables = model.variables()
-    variables[f"heads/{_HEAD}/logits/kernel"].assign(own.kernel)
-    variables[f"heads/{_HEAD}/logits/bias"].assign(own.bias)
+    variables["heads/label/logits/kernel"].assign(own.kernel)
+    variables["heads/label/logits/bias"].assign(own.bias)
     return model
-
-
-def _assemble(
-    body: keras.Model, preprocessing: ImagePreprocessing, heads: dict[str, keras.Model]
-) -> keras.Model:
-    """One graph: pixels, "preprocess", "backbone", and "heads" with one model for each head."""
-    pixels = keras.Input((*preprocessing.image_size_px, 3), dtype="float32", name="pixels")
-    # Keras annotates one number; one for each channel broadcasts.
-    scale, offset = cast(Any, preprocessing.scale), cast(Any, preprocessing.offset)
-    normalise = keras.layers.Rescaling(scale, offset, dtype="float32", name="preprocess")
-    features = body(normalise(pixels))
-    if not heads:
-        return keras.Model(pixels, features, name="model")
-    inputs = keras.Input(features.shape[1:], dtype="float32", name="features")
-    logits = {name: head(inputs) for name, head in heads.items()}
-    outputs = next(iter(logits.values())) if len(logits) == 1 else logits
-    tops = keras.Model(inputs, outputs, name="heads")
-    return keras.Model(pixels, tops(features), name="model")
-
-
-def _named_backbone(body: keras.Model) -> keras.Model:
-    """The same layers as one sublayer called "backbone"; the model given keeps its name."""
-    return keras.Model(body.inputs[0], body.outputs[0], name="backbone")
-
-
-def _keep_rows(
-    old_model: keras.Model, old: tuple[str, ...], head: keras.Model, new: tuple[str, ...]
-) -> None:
-    """Copies the old head's values into `head`: all below the logits, and columns by label.
-
-    Does nothing where the heads differ below the logits, for then a column means nothing.
-    """
-    before = _weights(old_model.get_layer("heads").get_layer(head.name))
-    after = _weights(head)
-    below = after.keys() - {"logits/kernel", "logits/bias"}
-    shared = [label for label in new if label in old]
-    alike = below == before.keys() - {"logits/kernel", "logits/bias"} and all(
-        before[name].shape == after[name].shape for name in below
-    )
-    width, new_width = (head["logits/kernel"].shape[0] for head in (before, after))
-    if not shared or not alike or width != new_width:
-        return
-    for name in below:
-        after[name].assign(before[name].value)
-    sources, targets = [old.index(x) for x in shared], [new.index(x) for x in shared]
-    for name in (before.keys() & after.keys()) - below:
-        value = np.array(after[name].value)
-        value[..., targets] = np.asarray(before[name].value)[..., sources]
-        after[name].assign(value)
-
-
-def _weights(head: keras.Model) -> dict[str, keras.Variable]:
-    roles = variable_roles(head)
-    return {name: v for name, v in structural_names(head).items() if roles[name] == "weight"}
-
-
-def _head_spec(head: HeadSpec | str | None) -> HeadSpec:
-    kinds = ("linear", "mlp", "cosine")
-    if isinstance(head, str) and head not in kinds:
-        raise ModelError(
-            f"head={head!r} is no kind of head ({', '.join(kinds)}).{did_you_mean(head, kinds)}"
-        )
-    spec = HeadSpec(kind=cast(Any, head)) if isinstance(head, str) else head or HeadSpec()
-    if issues := spec.issues():
-        raise ModelError("; ".join(f"head.{path}: {message}" for path, message in issues))
-    return replace(spec, hidden=tuple(spec.hidden))
-
-
-def _checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(labels, str):
-        raise ModelError(f"labels is a list of names, got the string {labels!r}; use [{labels!r}].")
-    names = tuple(labels)
-    if wrong := [name for name in names if not isinstance(name, str)]:
-        raise ModelError(f"labels are strings, got {wrong[0]!r}; use str(...) of each.")
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise ModelError(f"the label {twice[0]!r} is given twice; each label needs its own name.")
-    return names
-
-
-def _numbered(labels: Sequence[str]) -> tuple[str, ...]:
-    count: dict[str, int] = {}
-    names = []
-    for label in labels:
-        count[label] = count.get(label, 0) + 1
-        names.append(f"{label} ({count[label]})" if count[label] > 1 else label)
-    return tuple(names)
-
-
-def _listed(images: Images) -> Sequence[Any] | np.ndarray:
-    if isinstance(images, (str, Path, Image.Image)):
-        return [images]
-    if isinstance(images, np.ndarray) and (images.ndim == 2 or _is_one_image(images.shape)):
-        return [images]
-    return images
-
-
-def _is_one_image(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 3 and shape[-1] in (1, 3)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Interval, Lt
 
 Dtype = Literal["float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16"]
+Quantization = Literal["int8", "int4", "nf4"]
 HeadKind = Literal["linear", "mlp", "cosine"]
 Pooling = Literal["auto", "avg", "max", "gem", "token", "token+avg", "attention"]
 SidePixels = Annotated[int, Interval(ge=8, le=4096)]
@@ -29,6 +30,10 @@ class BackboneSpec:
     """False builds the same architecture with fresh weights."""
     blocks: Annotated[int, Ge(1)] | None = None
     """How many blocks to keep, from the first; null keeps all. The values are the pretrained."""
+
+    quantize: Quantization | None = None
+    """Form in which the frozen kernels are kept: 8 bits, 4 bits, or 4 bits of a normal distribution
+    (QLoRA); null keeps them as they are."""
 
     def issues(self) -> list[tuple[str, str]]:
         """Returns (field, message) for each value that no backbone accepts."""

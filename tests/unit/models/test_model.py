@@ -96,9 +96,9 @@ def test_the_last_batch_is_padded_and_its_padding_is_not_returned():
     parts = model.logits(_IMAGES * 2, batch_size=4)
     assert whole.shape == (6, 2)
     np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
-    assert model._program._cache_size() == 2
+    assert model._inference.compiled() == 2
     model.logits(_IMAGES, batch_size=4)
-    assert model._program._cache_size() == 2
+    assert model._inference.compiled() == 2
 
 
 def test_no_images_give_no_logits():
@@ -226,7 +226,7 @@ def test_the_classifier_that_came_with_the_weights_is_attached():
     kernel, bias = _RNG.normal(size=(4, 3)).astype("float32"), np.arange(3, dtype="float32")
     backbone = _backbone()
     model = with_own_head(backbone, PretrainedHead(("crane", "dog", "crane"), "max", kernel, bias))
-    assert model.labels == ("crane", "dog", "crane (2)")
+    assert model.labels == ("crane (0)", "dog", "crane (2)")
     pixels = np.stack([model.preprocessing.to_pixels(image) for image in _IMAGES])
     features = np.asarray(backbone.keras(model.preprocessing.normalise(pixels)))
     expected = features.max((1, 2)) @ kernel + bias
