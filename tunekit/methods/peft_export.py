@@ -253,7 +253,9 @@ def _whole_bias(
     for layer, leaves in zip(layers, own, strict=True):
         bias = own_bias(layer, places)
         assert bias is not None, f"{layer} has a difference from a bias that it has not"
-        whole.append((bias + leaves.get("bias", np.float32(0))).reshape(-1))
+        if "bias" in leaves:
+            bias = bias + leaves["bias_scaling"] * leaves["bias"]
+        whole.append(bias.reshape(-1))
     return np.concatenate(whole)
 
 

@@ -217,11 +217,12 @@ def _biases(
     if not _fit(found.paths[module], {"bias": whole}, {"bias": (sum(sizes),)}, found):
         return {}
     shares = np.split(whole, np.cumsum(sizes)[:-1])
-    return {
+    leaves = {
         f"{layer}/bias": share.reshape(bias.shape) - bias
         for share, (layer, bias) in zip(shares, own.items(), strict=True)
         if bias is not None
     }
+    return leaves | {f"{layer}/bias_scaling": np.ones((), np.float32) for layer in layers}
 
 
 def own_bias(layer: str, places: Places) -> np.ndarray | None:
