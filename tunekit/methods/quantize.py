@@ -86,11 +86,6 @@ class PackedKernel:
         """The packed arrays, of the present ``StatelessScope`` where there is one."""
         return {name: variable.value for name, variable in self._variables.items()}
 
-    def assign(self, kernel: Any) -> None:
-        """Packs `kernel` in place of the present one."""
-        for name, value in self.form.pack(jnp.asarray(kernel)).items():
-            self._variables[name].assign(value)
-
     def __jax_array__(self) -> jax.Array:
         """Returns the unpacked kernel in the dtype that it had."""
         return self.form.kernel(self.values).astype(self.dtype)
