@@ -205,3 +205,12 @@ def test_where_no_target_is_an_mlps_last_layer_there_is_no_place():
 def test_an_mlp_of_which_one_end_is_no_target_has_nothing_beside_it():
     with pytest.raises(ModelError, match=r"takes what an MLP takes, and here \[\] would belong"):
         placed_in("bert", Bottleneck(kind="parallel"), "mlp_down")
+
+
+def test_adapters_of_one_spec_are_equal_parts_so_that_they_run_one_program():
+    (_, one), (_, same) = (placed_in("bert", Bottleneck(kind="parallel")) for _ in range(2))
+    _, other = placed_in("bert", Bottleneck(kind="parallel", activation="gelu"))
+    parts = [tuple(small.parts_of(placed)) for placed in (one, same, other)]
+    assert parts[0] == parts[1]
+    assert hash(parts[0]) == hash(parts[1])
+    assert parts[0] != parts[2]

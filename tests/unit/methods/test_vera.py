@@ -187,3 +187,11 @@ def test_a_convolution_is_refused(kind):
     model, _ = small.network_of(kind)
     with pytest.raises(ModelError, match=r"not defined on 'target' \(Conv2D\).*'!target'"):
         placed_on(model)
+
+
+def test_adapters_of_one_spec_are_equal_parts_so_that_they_run_one_program():
+    model, _ = two_layers()
+    (one,), (same,), (wider,) = placed_on(model), placed_on(model), placed_on(model, rank=4)
+    assert one.part == same.part
+    assert hash(one.part) == hash(same.part)
+    assert one.part != wider.part
