@@ -79,9 +79,9 @@ def check_config(config: Config, place: str) -> None:
     init = config.get("init_lora_weights", True)
     if kind == "LORA" and init not in _PLAIN_INITS:
         wrong.append(
-            f"init_lora_weights={init!r}: the adapter fits a base from which its first values were "
-            "subtracted. Save it in PEFT with path_initial_model_for_weight_conversion, which "
-            "makes an adapter of the original base."
+            f"init_lora_weights={init!r}: the adapter fits a base that this initialisation "
+            "changed. Save it in PEFT with path_initial_model_for_weight_conversion, which makes "
+            "an adapter of the original base."
         )
     bias = config.get("bias", "none")
     if bias not in ("none", "all", "lora_only") or (kind == "VERA" and bias != "none"):
