@@ -84,8 +84,7 @@ class Feeder:
 
     def __post_init__(self) -> None:
         """Reads the model; nothing is computed yet."""
-        groups = [group.variables for group in self.model.groups()]
-        self.shared = _Shared(Forward.of(self.model.keras, groups))
+        self.shared = _Shared(self.model.forward())
 
     @property
     def forward(self) -> Forward:

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import keras
 
 from tunekit.data.spec import AugmentSpec, CacheSpec
-from tunekit.methods.spec import MethodName
+from tunekit.methods.spec import Method
 from tunekit.models.model import Model
-from tunekit.models.spec import Dtype, HeadSpec
+from tunekit.models.spec import Dtype, HeadSpec, Quantization
 from tunekit.plans.builders import Builder
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.phase import Phase, Schedule
@@ -26,7 +26,7 @@ def finetune(
     *,
     task: str = "image_classification",
     labels: Sequence[str] | None = None,
-    method: MethodName = "full",
+    method: str | Method = "full",
     head: str | HeadSpec | None = None,
     train: str | Sequence[str] | None = None,
     plan: Phase | Builder | Sequence[Phase | Builder] | None = None,
@@ -48,6 +48,7 @@ def finetune(
     image_size: int | tuple[int, int] | None = None,
     blocks: int | None = None,
     precision: Dtype = "float32",
+    quantize: Quantization | None = None,
     validation: Any = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -67,7 +68,8 @@ def finetune(
         data: a path, (images, labels), or a dict of those by split name.
         task: what is asked of the model.
         labels: order of the label names.
-        method: what may train: "full" anything, "head" only the head.
+        method: what is put on the network and what may train: "full", "head", "lora", "dora",
+            "ia3"… or a spec such as LoRA(rank=8, targets="attention").
         head: kind of head, or a whole `HeadSpec`.
         train: selectors of what trains: "head", "all", "last 2", patterns, lists of them.
         plan: phases, or builders of them from `tunekit.plans`, in place of `train` to
@@ -91,6 +93,7 @@ def finetune(
         image_size: side, or (height, width), in pixels.
         blocks: of the backbone to keep, from the first; all by default.
         precision: of weights and computations.
+        quantize: packs the frozen kernels: "int8", "int4" or "nf4".
         validation: a path, (images, labels), or the fraction of the training data set aside.
         seed: of everything random.
         out: folder for checkpoints and the result.

@@ -22,6 +22,9 @@ from keras.src.utils.naming import to_snake_case
 Role = Literal["weight", "statistic", "seed", "constant"]
 """Moved by an optimizer; by a forward pass; the state of a random seed generator; or by nothing."""
 
+# Their forward pass changes nothing: what of them is no weight is a packed kernel.
+_UNMOVED = (keras.layers.Dense, keras.layers.EinsumDense, keras.layers.Embedding)
+
 
 def structural_names(root: keras.Layer) -> dict[str, keras.Variable]:
     """Returns every variable of `root` under its structural name, in the order of the walk.
@@ -57,7 +60,8 @@ def variable_roles(root: keras.Layer) -> dict[str, Role]:
     roles: dict[int, Role] = {}
     for _, layer in _walk(root, "", set()):
         roles.update((id(v), "weight") for v in layer._trainable_variables)
-        roles.update((id(v), "statistic") for v in layer._non_trainable_variables)
+        other: Role = "constant" if isinstance(layer, _UNMOVED) else "statistic"
+        roles.update((id(v), other) for v in layer._non_trainable_variables)
         roles.update((id(g.state), "seed") for g in layer._seed_generators)
     return {name: roles[id(variable)] for name, variable in structural_names(root).items()}
 

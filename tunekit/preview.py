@@ -13,10 +13,10 @@ from tunekit import recipe_text
 from tunekit.data.source import open_data
 from tunekit.durations import Duration
 from tunekit.errors import Issue, RecipeError
-from tunekit.methods.spec import DEFAULT_TRAIN
+from tunekit.methods.spec import default_train, without_data
 from tunekit.models.depth import Group
 from tunekit.models.model import Model, load_model
-from tunekit.models.selection import resolve_selection
+from tunekit.models.trainable import put, resolve_trainable
 from tunekit.plans.builders import expand_plan
 from tunekit.plans.phase import Phase
 from tunekit.plans.resolve import ResolvedPhase, resolve_plan
@@ -155,7 +155,7 @@ def plan_preview(
 
 def _built(recipe: Recipe, labels: Sequence[str]) -> Model:
     backbone = recipe.backbone
-    return load_model(
+    model = load_model(
         backbone.name,
         image_size=backbone.image_size,
         labels=labels,
@@ -164,13 +164,15 @@ def _built(recipe: Recipe, labels: Sequence[str]) -> Model:
         pretrained=False,
         blocks=backbone.blocks,
     )
+    put(without_data(recipe.method), model)
+    return model
 
 
 def _preview(recipe: Recipe, model: Model, examples: int | None) -> Preview:
     groups = model.groups()
-    default_train = ", ".join(DEFAULT_TRAIN[recipe.method])
+    whole = ", ".join(default_train(recipe.method))
     plan = expand_plan(recipe.plan, groups)
-    plan = [phase if phase.train else replace(phase, train=default_train) for phase in plan]
+    plan = [phase if phase.train else replace(phase, train=whole) for phase in plan]
     fields: dict[str, Any] = {name: getattr(recipe, name) for name in type(recipe).model_fields}
     fields["plan"] = plan
     # Made anew and not copied: what a builder makes is checked as if it had been written.
@@ -184,8 +186,8 @@ def _preview(recipe: Recipe, model: Model, examples: int | None) -> Preview:
 
     phases = resolve_plan(
         plan,
-        lambda selectors: resolve_selection(selectors, model),
-        default_train=default_train,
+        lambda selectors: resolve_trainable(selectors, model, recipe.method),
+        default_train=(whole,),
         steps_per_epoch=steps_per_epoch,
     )
     epochs = tuple(p.spec.epochs or p.steps / steps_per_epoch(p.spec) for p in phases)

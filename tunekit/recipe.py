@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
 from tunekit import recipe_text
 from tunekit.data.spec import AugmentSpec, BatchSpec, CacheSpec, DataSpec
 from tunekit.errors import Issue, RecipeError
-from tunekit.methods.spec import MethodName
+from tunekit.methods.spec import METHOD_NAMES, Method, Plain, shortest, spelt_out
 from tunekit.models.spec import BackboneSpec, HeadSpec
 from tunekit.plans.builders import Builder
 from tunekit.plans.optimizer import OptimizerSpec
@@ -60,8 +60,8 @@ class Recipe(BaseModel):
     """What is put on the backbone."""
     augment: AugmentSpec = AugmentSpec()
     """How training images are varied."""
-    method: MethodName = "full"
-    """What may train: any variable, or those of the head only."""
+    method: Method = Plain()
+    """What is put on the network, and what may train; a word alone is a method's name."""
     plan: Annotated[tuple[PlanItem, ...], MinLen(1)]
     """The phases of training, one after the other; or builders, which become phases."""
     optimizer: OptimizerSpec = OptimizerSpec()
@@ -135,6 +135,7 @@ class Recipe(BaseModel):
         cache = schema["properties"]["cache"]
         store = schema["$defs"]["CacheSpec"]["properties"]["store"]
         cache["anyOf"] = [{"$ref": cache.pop("$ref")}, {"enum": store["enum"]}]
+        schema["properties"]["method"]["anyOf"].append({"enum": list(METHOD_NAMES)})
         return schema
 
     def to_yaml(self) -> str:
@@ -145,6 +146,8 @@ class Recipe(BaseModel):
             sorted(item.items(), key=lambda pair: pair[0] != "build") for item in tree["plan"]
         ]
         tree["plan"] = [dict(pairs) for pairs in fields]
+        if isinstance(method := shortest(self.method), str):
+            tree["method"] = method
         return recipe_text.dump(tree)
 
     def save(self, path: str | Path) -> None:
@@ -161,6 +164,8 @@ def _fill(recipe: Recipe, tree: dict[str, Any], issues: list[Issue]) -> None:
     tree = plain(tree, issues)
     if isinstance(tree.get("cache"), (str, bool)):
         tree["cache"] = {"store": tree["cache"]}
+    if "method" in tree:
+        tree["method"] = spelt_out(tree["method"])
     mistakes = _validate(recipe, tree)
     if mistakes:
         # What was right goes on to the checks of combinations, beside defaults for the rest.

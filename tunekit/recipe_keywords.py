@@ -9,7 +9,7 @@ from typing import Any
 
 from tunekit.data.spec import AugmentSpec, BatchSpec, CacheSpec, DataSpec
 from tunekit.errors import Issue, did_you_mean
-from tunekit.methods.spec import DEFAULT_LEARNING_RATE
+from tunekit.methods.spec import METHOD_NAMES, Method, Plain, default_learning_rate, named_method
 from tunekit.models.spec import BackboneSpec, HeadSpec
 from tunekit.plans.builders import Builder, Discriminative
 from tunekit.plans.optimizer import OptimizerSpec
@@ -46,6 +46,7 @@ _FIELDS = {
     "image_size": "backbone.image_size",
     "blocks": "backbone.blocks",
     "precision": "backbone.dtype",
+    "quantize": "backbone.quantize",
     "validation": "data.validation",
     "seed": "seed",
     "out": "runtime.out",
@@ -135,9 +136,17 @@ def _plan(given: Mapping[str, Any], issues: list[Issue]) -> Any:
         return [plan] if isinstance(plan, (Phase, Builder, Mapping)) else plan
     if isinstance(of_phase.get("learning_rate"), slice):
         return [_spread(of_phase, issues)]
-    head_only = given.get("method") == "head" or of_phase.get("train") in ("head", ["head"])
-    rate = DEFAULT_LEARNING_RATE["head" if head_only else "full"]
+    head_only = of_phase.get("train") in ("head", ["head"])
+    rate = default_learning_rate(Plain("head") if head_only else _method(given))
     return [{"epochs": DEFAULT_EPOCHS, "learning_rate": rate} | of_phase]
+
+
+def _method(given: Mapping[str, Any]) -> Method:
+    """The method that the keywords say; the default one for a mistake, told of elsewhere."""
+    method = given.get("method", "full")
+    if isinstance(method, str):
+        return named_method(method) if method in METHOD_NAMES else Plain()
+    return method if isinstance(method, Method) else Plain()
 
 
 def _spread(of_phase: dict[str, Any], issues: list[Issue]) -> dict[str, Any]:

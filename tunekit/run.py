@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from tunekit.data.features import FeatureStore
+from tunekit.data.pipeline import Batches
 from tunekit.data.source import Splits, open_data
 from tunekit.errors import CheckpointError, Issue, ModelError, RecipeError
 from tunekit.evaluation.audit import audit
 from tunekit.feeds import Feeder
 from tunekit.folder import check_replaceable
-from tunekit.methods.spec import DEFAULT_TRAIN
+from tunekit.methods.spec import LoRA, default_train, rate_factor
 from tunekit.models.model import Model, load_model
-from tunekit.models.selection import resolve_selection
 from tunekit.models.spec import HeadSpec
+from tunekit.models.trainable import put, resolve_trainable
 from tunekit.plans.builders import expand_plan
 from tunekit.plans.resolve import ResolvedPhase, resolve_plan
 from tunekit.recipe import Recipe
@@ -158,6 +160,7 @@ def session(
     task = ImageClassification.bind(recipe.task, splits.train, recipe.augment)
     _check_stopping(recipe, splits)
     with _ready_model(recipe, model, task) as ready:
+        _put_method(recipe, ready, task, splits)
         feeder = Feeder(recipe, ready, task, splits, _store(recipe, ready, store))
         yield Session(recipe, splits, task, ready, feeder, _phases(recipe, feeder))
 
@@ -172,12 +175,19 @@ def _store(recipe: Recipe, model: Model, shared: FeatureStore | None) -> Feature
 
 
 def _phases(recipe: Recipe, feeder: Feeder) -> tuple[ResolvedPhase, ...]:
-    model = feeder.model
-    return resolve_plan(
+    model, method = feeder.model, recipe.method
+    phases = resolve_plan(
         expand_plan(recipe.plan, model.groups()),
-        lambda selectors: resolve_selection(selectors, model),
-        default_train=DEFAULT_TRAIN[recipe.method],
+        lambda selectors: resolve_trainable(selectors, model, method),
+        default_train=default_train(method),
         steps_per_epoch=feeder.steps_per_epoch,
+    )
+    return tuple(
+        replace(
+            phase,
+            multipliers={n: f * rate_factor(method, n) for n, f in phase.multipliers.items()},
+        )
+        for phase in phases
     )
 
 
@@ -213,6 +223,33 @@ def _ready_model(
         yield given
 
 
+def _put_method(recipe: Recipe, model: Model, task: ImageClassification, splits: Splits) -> None:
+    """The model has the recipe's adapter, and then a quantised backbone, where they are asked."""
+    method, quantize = recipe.method, recipe.backbone.quantize
+    needs_data = isinstance(method, LoRA) and method.init == "eva"
+    inputs = _pixels(recipe, model, task, splits) if needs_data else None
+    put(method, model, seed=recipe.seed, inputs=inputs, quantize=quantize)
+    if quantize is not None and model.quantization is None:
+        model.quantize(quantize)
+
+
+def _pixels(
+    recipe: Recipe, model: Model, task: ImageClassification, splits: Splits
+) -> Iterator[np.ndarray]:
+    """The training images in batches, in an order of their own."""
+    batches = Batches(
+        splits.train,
+        task.encoder(model.preprocessing),
+        batch_size=min(recipe.batch.size, len(splits.train)),
+        seed=recipe.seed,
+        shuffle=True,
+        workers=recipe.batch.workers,
+        prefetch=recipe.batch.prefetch,
+    )
+    for batch in batches.epoch(0):
+        yield batch["image"]
+
+
 def check_given(recipe: Recipe, model: Model) -> None:
     """Refuses what only the loading of a model can do."""
     size, wanted = model.preprocessing.image_size_px, recipe.backbone.image_size
@@ -227,6 +264,13 @@ def check_given(recipe: Recipe, model: Model) -> None:
         raise ModelError(
             f"blocks: {recipe.backbone.blocks} of a model that is already made cannot be kept. "
             f"Load it with tunekit.load_model(..., blocks={recipe.backbone.blocks})."
+        )
+    if recipe.backbone.quantize not in (None, model.quantization):
+        mode = recipe.backbone.quantize
+        raise ModelError(
+            f"quantize: expected {model.quantization!r}, that of the model given, got {mode!r}, "
+            f"which would change it for good. Call model.quantize({mode!r}) first, or load it with "
+            f"tunekit.load_model(..., quantize={mode!r})."
         )
     if recipe.backbone.dtype not in ("float32", dtype):
         raise ModelError(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tunekit.methods.spec import DEFAULT_LEARNING_RATE
+from tunekit.methods.spec import Plain, default_learning_rate
 from tunekit.plans.phase import Phase
 
 EPOCHS = 10
@@ -146,7 +146,7 @@ def _why_surgical(evidence: Evidence, clear: Sequence[Depth]) -> str:
 
 
 def _phase(train: tuple[str, ...], rate: str) -> Phase:
-    learning_rate = DEFAULT_LEARNING_RATE["head" if rate == "head" else "full"]
+    learning_rate = default_learning_rate(Plain("head" if rate == "head" else "full"))
     return Phase(train=train, epochs=EPOCHS, learning_rate=learning_rate)
 
 

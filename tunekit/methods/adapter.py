@@ -131,7 +131,11 @@ def _variable(name: str, leaf: Leaf, value: np.ndarray | None) -> keras.Variable
     value = np.asarray(value, leaf.dtype)
     assert value.shape == leaf.shape, f"{name}: expected {leaf.shape}, got {value.shape}"
     return keras.Variable(
-        value, dtype=leaf.dtype, trainable=leaf.role == "weight", name=leaf.name, autocast=False
+        value,
+        dtype=leaf.dtype,
+        trainable=leaf.role == "weight",
+        name=leaf.name.rpartition("/")[2],
+        autocast=False,
     )
 
 

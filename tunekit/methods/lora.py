@@ -91,7 +91,7 @@ class LoRAPart:
         return scaling * jnp.einsum("igr,rgo->igo", a, b).reshape(a.shape[0], -1)
 
     def factors(self, values: Values) -> tuple[Any, Any, Any]:
-        """Returns A, B and scale; beside those of the start, negated, where the way from there counts."""
+        """Returns A, B and scale; beside A and B what is subtracted of a start, negated in B."""
         first, second = self.factor_names
         a, b = values[first], values[second]
         if self.from_start:

@@ -141,6 +141,12 @@ def _prefix(
             f"prefix tuning is impossible at '{name}', a {type(layers[name]).__name__}: keys and "
             "values are no row of positions there. Use LoRA."
         )
+    attention = layers.get(_attention(name))
+    if not tokens and any("rotary" in method for method in dir(type(attention))):
+        raise ModelError(
+            f"prefix tuning is impossible at '{name}': {type(attention).__name__} turns every key "
+            "by the place of its patch, and a learned key has none. Use VisualPrompt or LoRA."
+        )
     part = PrefixPart(name, length, form, dummies=tokens)
     (leaf,) = part.leaves
     # As small as what transformers begin with: no learned key stands out at first.

@@ -74,4 +74,3 @@ def place(spec: PromptTuning, places: Places, rng: np.random.Generator) -> list[
         first = rng.normal(scale=table.std(), size=(spec.length, table.shape[1]))
     part = PromptPart(name, spec.length, table.shape[1])
     return [Placed(part, {"prompt": first.astype(np.float32)})]
-

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
@@ -34,11 +34,12 @@ class Plain:
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank adaptation: ``y = W x + scaling B A x`` (Hu et al. 2021, arXiv 2106.09685, eq. 3)."""
+    """Low-rank adaptation, ``y = W x + scaling B A x`` (Hu et al. 2021, arXiv 2106.09685)."""
 
     __pydantic_config__: ClassVar[Any] = _CONFIG
 
     name: Literal["lora"] = "lora"
+    """Which method it is."""
     rank: Rank = 8
     """Width R of the two factors."""
     alpha: Annotated[float, Gt(0)] = 16.0
@@ -97,6 +98,7 @@ class VeRA:
     __pydantic_config__: ClassVar[Any] = _CONFIG
 
     name: Literal["vera"] = "vera"
+    """Which method it is."""
     rank: Rank = 256
     """Width of the frozen factors."""
     d_initial: float = 0.1
@@ -118,6 +120,7 @@ class IA3:
     __pydantic_config__: ClassVar[Any] = _CONFIG
 
     name: Literal["ia3"] = "ia3"
+    """Which method it is."""
     targets: Selectors = "auto"
     """The layers scaled: "auto" is key, value and the MLP's last layer; else convolutions. An MLP's
     last layer is scaled at its inputs, any other at its outputs."""
@@ -132,6 +135,7 @@ class Bottleneck:
     __pydantic_config__: ClassVar[Any] = _CONFIG
 
     name: Literal["bottleneck"] = "bottleneck"
+    """Which method it is."""
     kind: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
     """After attention and MLP (Houlsby et al. 2019, arXiv 1902.00751); after the MLP alone
     (Pfeiffer et al. 2020, arXiv 2005.00247); beside the MLP (He et al. 2022, arXiv 2110.04366)."""
@@ -152,6 +156,7 @@ class PrefixTuning:
     __pydantic_config__: ClassVar[Any] = _CONFIG
 
     name: Literal["prefix"] = "prefix"
+    """Which method it is."""
     length: Annotated[int, Ge(1)] = 16
     """Positions P."""
     within: Selectors = "all"
@@ -165,6 +170,7 @@ class PromptTuning:
     __pydantic_config__: ClassVar[Any] = _CONFIG
 
     name: Literal["prompt"] = "prompt"
+    """Which method it is."""
     length: Annotated[int, Ge(1)] = 16
     """Positions P."""
     init: Literal["random", "vocabulary"] = "vocabulary"
@@ -173,11 +179,12 @@ class PromptTuning:
 
 @dataclass(frozen=True)
 class VisualPrompt:
-    """Learned tokens among the patches of a vision transformer (Jia et al. 2022, arXiv 2203.12119)."""
+    """Learned tokens beside the patches of a vision transformer (Jia et al. 2022, arXiv 2203.12119)."""
 
     __pydantic_config__: ClassVar[Any] = _CONFIG
 
     name: Literal["visual_prompt"] = "visual_prompt"
+    """Which method it is."""
     length: Annotated[int, Ge(1)] = 10
     """Tokens P."""
     deep: bool = True
@@ -267,13 +274,32 @@ def spelt_out(tree: Any) -> Any:
     return {**changed, **tree, "name": method.name}
 
 
+def shortest(method: Method) -> str | dict[str, Any]:
+    """Returns the method as a recipe says it: by a name alone, or with all of its fields."""
+    for name, named in _NAMED.items():
+        if method == named:
+            return name
+    return {f.name: getattr(method, f.name) for f in fields(method)}
+
+
+def without_data(method: Method) -> Method:
+    """Returns a method of the same arrays that begins with random values, for looking at it."""
+    return replace(method, init="default", rank_spread=1.0) if isinstance(method, LoRA) else method
+
+
+def rate_factor(method: Method, name: str) -> float:
+    """Returns the factor of the learning rate that the method itself gives a variable."""
+    is_b = name.endswith(("/lora_b", "/embedding_b"))
+    return method.b_rate if isinstance(method, LoRA) and is_b else 1.0
+
+
 def default_train(method: Method) -> tuple[str, ...]:
     """Returns the selectors of a phase that has none of its own."""
     return ("head",) if method == Plain("head") else ("all",)
 
 
 def default_learning_rate(method: Method) -> float:
-    """Returns the peak rate where none is given: what is fresh bears more than pretrained weights."""
+    """Returns the peak rate where none is given: fresh values bear more than pretrained ones."""
     return 3e-4 if method == Plain("full") else 1e-3
 
 

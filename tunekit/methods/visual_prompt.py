@@ -62,6 +62,9 @@ class VisualPromptPart:
                 tokens = args[0]
                 if self.learned:
                     tokens = self._inserted(tokens, values["prompt"], per_example)
+                if "num_prefix_tokens" in kwargs:  # DINOv3 turns all tokens behind these.
+                    count = kwargs["num_prefix_tokens"] + self.length
+                    kwargs = {**kwargs, "num_prefix_tokens": count}
                 outputs = call(tokens, *args[1:], **kwargs)
                 return self._taken_out(outputs) if self.closes else outputs
 
@@ -121,8 +124,7 @@ def place(spec: VisualPrompt, places: Places, rng: np.random.Generator) -> list[
             leaf.name: rng.uniform(-bound, bound, leaf.shape).astype(np.float32)
             for leaf in part.leaves
         }
-        if part.learned or part.closes:
-            placed.append(Placed(part, first))
+        placed.append(Placed(part, first))
     return placed
 
 

@@ -19,14 +19,17 @@ from tunekit.methods.lora import LoRAPart
 from tunekit.methods.merge_forecast import MergeForecast, merge_forecast
 from tunekit.methods.part import Placed
 from tunekit.methods.quantize import (
+    QuantizationReport,
     dequantized_kernel,
     is_quantized,
     quantization_residual,
+    quantize_layers,
     repacked,
 )
 from tunekit.methods.spec import AdapterSpec, LoRA, adapter_spec
 from tunekit.models.adapters import AdapterSet, Named, SavedHead, weights_of
 from tunekit.models.forward import Forward
+from tunekit.models.inference import Inference
 from tunekit.models.inputs import Inputs, batches, token_columns
 from tunekit.models.spec import Quantization
 from tunekit.models.targets import places_of, targets_of
@@ -192,6 +195,25 @@ def forecast_of(model: Model, items: Inputs) -> MergeForecast:
     if model.backbone.takes == "tokens" and apart.ndim == 3:
         weights = token_columns(model.backbone, items)["padding_mask"]
     return merge_forecast(jnp.asarray(apart), jnp.asarray(merged), weights)
+
+
+def quantize(model: Model, mode: Quantization) -> QuantizationReport:
+    """See `Model.quantize`."""
+    model.adapters.check_not_merged("quantize")
+    names = layer_names(model.keras).items()
+    layers = {name: layer for name, layer in names if name.startswith("backbone/")}
+    report = quantize_layers(layers, mode)
+    # Programs and groups are of the variables that were.
+    model._inference, model._groups = Inference(model.keras), None
+    model.features = None
+    return report
+
+
+def quantization_of(model: Model) -> Quantization | None:
+    """See `Model.quantization`."""
+    layers = layer_names(model.keras)
+    packed: Any = [vars(layers[name])["_kernel"] for name in quantized_layers(model)[:1]]
+    return packed[0].form.mode if packed else None
 
 
 def quantized_layers(model: Model) -> tuple[str, ...]:

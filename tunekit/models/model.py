@@ -16,6 +16,7 @@ from tunekit.data.feature_store import FeatureStore
 from tunekit.errors import ModelError
 from tunekit.methods.combine import CombineKind
 from tunekit.methods.merge_forecast import MergeForecast
+from tunekit.methods.quantize import QuantizationReport
 from tunekit.methods.spec import AdapterSpec
 from tunekit.models import adapted
 from tunekit.models.adapters import AdapterSet, Named
@@ -347,6 +348,25 @@ class Model:
         """
         return adapted.forecast_of(self, items)
 
+    def quantize(self, mode: Quantization) -> QuantizationReport:
+        """Packs the backbone's kernels for good; embeddings, norms and heads stay as they are.
+
+        Args:
+            mode: "int8", "int4", or "nf4", 4 bits in the levels of a normal distribution.
+
+        Returns:
+            What it saved, and the error that it brought.
+
+        Raises:
+            ModelError: an adapter is merged, or no kernel can be packed.
+        """
+        return adapted.quantize(self, mode)
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How the backbone's kernels are packed; `None` where they are not."""
+        return adapted.quantization_of(self)
+
     def unmerge(self) -> Model:
         """Gives the network its values before `merge` back, bit for bit; returns the model.
 
@@ -392,6 +412,7 @@ def load_model(
     dtype: Dtype = "float32",
     pretrained: bool = True,
     blocks: int | None = None,
+    quantize: Quantization | None = None,
     seed: int = 0,
 ) -> Model:
     """Returns the model that `source` names, ready to predict or to be fine-tuned.
@@ -407,6 +428,7 @@ def load_model(
         dtype: precision of the backbone; the head is always float32.
         pretrained: False gives the same architecture with fresh weights.
         blocks: how many blocks to keep, from the first; `None` keeps all.
+        quantize: how the backbone's kernels are packed: "int8", "int4" or "nf4".
         seed: of everything fresh.
 
     Raises:
@@ -420,8 +442,12 @@ def load_model(
     spec = BackboneSpec(str(source), image_size, dtype, pretrained, blocks)
     backbone = load_backbone(source, spec, seed=seed)
     if labels is not None or head is not None or backbone.pretrained_head is None:
-        return Model(backbone, labels or (), head, seed=seed)
-    return with_own_head(backbone, backbone.pretrained_head)
+        model = Model(backbone, labels or (), head, seed=seed)
+    else:
+        model = with_own_head(backbone, backbone.pretrained_head)
+    if quantize is not None:
+        model.quantize(quantize)
+    return model
 
 
 def with_own_head(backbone: Backbone, own: PretrainedHead) -> Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -15,6 +16,8 @@ from tunekit.methods.intercept import Call, intercept
 from tunekit.methods.part import Placed
 from tunekit.methods.prefix import place
 from tunekit.methods.spec import PrefixTuning
+from tunekit.models.hub import keras_hub
+from tunekit.models.initialisation import without_values
 
 P = 3
 
@@ -157,6 +160,15 @@ def test_fresh_vectors_are_small_and_drawn_by_the_seed():
 def test_a_network_without_attention_has_no_keys_to_learn():
     with pytest.raises(ModelError, match="prefix tuning is impossible .* has no attention"):
         place(PrefixTuning(), small.places_in(small.resnet()), np.random.default_rng())
+
+
+def test_keys_that_are_turned_by_the_place_of_a_patch_cannot_have_a_prefix():
+    options = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 12}
+    with without_values():
+        model = keras_hub().models.DINOV3Backbone(image_shape=(32, 32, 3), patch_size=16, **options)
+    places = replace(texts.places_in(model, "key", "value"), takes="images")
+    with pytest.raises(ModelError, match="DINOV3Attention turns every key by the place of its"):
+        place(PrefixTuning(), places, np.random.default_rng())
 
 
 def test_a_prefix_cannot_be_merged():

@@ -121,6 +121,26 @@ def test_each_image_can_have_a_prompt_of_its_own():
         np.testing.assert_allclose(given[row], alone, rtol=1e-5, atol=1e-6)
 
 
+def test_rotary_positions_of_patches_are_not_turned_for_the_prompt():
+    with without_values():
+        body = keras_hub().models.DINOV3Backbone(**_PATCHES, hidden_dim=8, intermediate_dim=12)
+    small.filled(body)
+    model = model_of(keras.Model(body.inputs[0], body.outputs[0]), 5)
+    images = small.normal(2, 32, 32, 3)
+    placed = placed_on(model)
+    values = small.drawn(placed)
+    rotary, counts = body.get_layer("encoder").layers[0].attention._apply_rotary, []
+
+    def noted(q: Any, k: Any, cos: Any, sin: Any, count: int) -> Any:
+        counts.append((q.shape[1], count))
+        return rotary(q, k, cos, sin, count)
+
+    body.get_layer("encoder").layers[0].attention._apply_rotary = noted
+    given = small.outputs(model.keras, images, small.parts_of(placed), values)
+    assert counts == [(9 + P, 5 + P)]
+    assert given.shape == small.outputs(model.keras, images).shape
+
+
 def test_every_block_of_a_deep_prompt_gets_a_gradient():
     _, model = built("ViT")
     placed = placed_on(model)
