@@ -122,14 +122,42 @@ def place(spec: Bottleneck, places: Places, rng: np.random.Generator) -> list[Pl
 
 
 def _behind_blocks(
-    spec: Bottleneck, places: Places, blocks: Iterable[tuple[str, ...]]
+    spec: Bottleneck, places: Places, targets: Iterable[tuple[str, ...]]
 ) -> list[BottleneckPart]:
     if spec.kind == "parallel":
         raise ModelError(
             "a parallel bottleneck adapter runs beside an MLP, and this network's blocks have "
             "none that is a target. Set kind to 'pfeiffer', which follows the last convolution."
         )
-    return [_part(spec, places, None, block[-1]) for block in blocks if block]
+    return [
+        _part(spec, places, None, _last(own, block, places.layers))
+        for block, own in zip(places.blocks, targets, strict=True)
+        if own
+    ]
+
+
+def _last(targets: tuple[str, ...], block: tuple[str, ...], layers: Layers) -> str:
+    """The target that ends the block's longest path: a shortcut may run last of all.
+
+    Reads the private ``Operation._inbound_nodes`` of Keras 3.15.
+    """
+    inside = [layers[name] for name in block]
+    steps: dict[int, int] = {}
+
+    def distance(operation: Any) -> int:
+        """From the block's inputs; 0 before them."""
+        if isinstance(operation, keras.Layer) and operation not in inside:
+            return 0
+        if id(operation) not in steps:
+            parents = [p for node in operation._inbound_nodes[:1] for p in node.parent_nodes]
+            steps[id(operation)] = 1 + max((distance(p.operation) for p in parents), default=0)
+        return steps[id(operation)]
+
+    def place_of(target: str) -> tuple[int, int]:
+        outermost = next(name for name in block if f"{target}/".startswith(f"{name}/"))
+        return distance(layers[outermost]), targets.index(target)
+
+    return max(targets, key=place_of)
 
 
 def _mlps(block: tuple[str, ...], places: Places) -> list[tuple[str, str]]:
