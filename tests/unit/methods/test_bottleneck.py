@@ -76,8 +76,12 @@ def test_each_kind_sits_where_its_paper_puts_it(kind, places):
 
 
 @pytest.mark.parametrize("kind", ["houlsby", "pfeiffer"])
-def test_in_a_convolutional_network_it_follows_each_blocks_last_convolution(kind):
-    _, placed = placed_in("resnet", Bottleneck(kind=kind))
+@pytest.mark.parametrize("order", [1, -1])
+def test_in_a_convolutional_network_it_follows_each_blocks_last_convolution(kind, order):
+    places = small.places_in(small.resnet(), "convolution")
+    assert "stack1_block0_0_conv" in places.targets  # a shortcut, which runs as late as others
+    places = dataclasses.replace(places, targets=places.targets[::order])
+    placed = place(Bottleneck(kind=kind), places, np.random.default_rng())
     names = [p.part.name for p in placed]
     assert names == ["stack0_block0_2_conv", "stack1_block0_2_conv"]
     assert {p.part.features for p in placed} == {(64, 64)}
