@@ -234,9 +234,11 @@ def fields_of_peft() -> dict[str, Mapping[str, Any]]:
 
 
 def make() -> None:
-    """Writes everything anew."""
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir()
+    """Writes everything anew, but what tunekit wrote (train_for_peft.py)."""
+    OUT.mkdir(exist_ok=True)
+    for entry in OUT.iterdir():
+        if entry.is_dir() and entry.name != "written":
+            shutil.rmtree(entry)
     os.chdir(OUT)  # PEFT writes the path of the base as it was given
     expected: dict[str, np.ndarray] = {}
     for kind in MODELS:

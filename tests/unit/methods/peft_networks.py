@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from tunekit.models.token_graph import assemble_tokens
 from tunekit.names import layer_names, structural_names
 
 FOLDER = Path(__file__).parents[2] / "reference" / "peft"
+WRITTEN = FOLDER / "written"
+"""What tunekit wrote (tests/reference/train_for_peft.py), and PEFT's answers with it."""
 DECODERS = ("llama", "mistral", "qwen2", "gemma", "gpt2")
 
 
@@ -54,11 +57,12 @@ def inputs(kind: str) -> Any:
     return {"token_ids": ids, "padding_mask": mask}
 
 
-def places(kind: str, targets: tuple[str, ...] = ()) -> Places:
+@functools.cache
+def places(kind: str) -> Places:
     model = network(kind)
     return Places(
         layers={"": model, **layer_names(model)},
-        targets=targets,
+        targets=(),
         roles=layer_roles(model),
         blocks=(),
         weights={name: np.asarray(v.value) for name, v in structural_names(model).items()},
@@ -80,13 +84,20 @@ def adapted(kind: str, spec: PeftSpec, leaves: Mapping[str, np.ndarray]) -> np.n
 
 def fresh(kind: str, spec: PeftSpec) -> Adapter:
     assert not isinstance(spec.targets, str)
-    return attach(spec, places(kind, tuple(spec.targets)))
+    return attach(spec, dataclasses.replace(places(kind), targets=tuple(spec.targets)))
 
 
 def answered(name: str) -> np.ndarray:
-    """What PEFT answers: logits of a language model, else the features; padding is zero."""
-    kind = name.split("-")[0]
-    values = expected()[f"{name}/{'logits' if kind in DECODERS else 'hidden'}"]
+    """What PEFT answers, or the base alone."""
+    found = {
+        n.removeprefix(f"{name}/"): x for n, x in expected().items() if n.startswith(f"{name}/")
+    }
+    return features(name.split("-")[0], found)
+
+
+def features(kind: str, answers: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Of torch's answers what the network here gives: a language model's logits, else features."""
+    values = answers["logits" if kind in DECODERS else "hidden"]
     return values.transpose(0, 2, 3, 1) if values.ndim == 4 else values
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tests.reference import train_for_peft
 from tests.unit.methods import peft_networks as nets
 from tunekit.errors import ModelError
 from tunekit.methods.peft_export import Origin, to_peft
@@ -77,6 +78,39 @@ def test_what_peft_wrote_is_written_back_bit_for_bit(name: str) -> None:
         "base_model_name_or_path",
     )
     assert [back.config.get(key) for key in same] == [files.config.get(key) for key in same]
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in nets.WRITTEN.iterdir()))
+def test_an_adapter_trained_here_gives_in_peft_what_it_gives_here(name: str) -> None:
+    kind = name.split("-")[0]
+    found = imported(read_peft(nets.WRITTEN / name), kind)
+    got = nets.adapted(kind, found.spec, found.leaves)
+    with np.load(nets.WRITTEN / name / "peft_answers.npz") as answers:
+        wanted = nets.features(kind, answers)
+    np.testing.assert_allclose(
+        nets.unpadded(kind, got), nets.unpadded(kind, wanted), rtol=0, atol=5e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["llama-lora", "llama-pissa", "vit-dora", "gpt2-lora"])
+def test_training_here_writes_the_files_that_peft_answered_for(name: str) -> None:
+    """The other half of the proof above: the folders are what tunekit's own training wrote."""
+    kind = name.split("-")[0]
+    written = read_peft(nets.WRITTEN / name)
+    files = train_for_peft.files_of(name)
+    assert dict(files.config) == written.config
+    assert set(files.tensors) == set(written.tensors)
+    for key, tensor in files.tensors.items():
+        # A sign of the gradient may turn where it is zero to rounding.
+        close = np.isclose(tensor, written.tensors[key], rtol=0, atol=1e-3)
+        assert close.mean() > 0.98, key
+    found = imported(files, kind)
+    np.testing.assert_allclose(
+        nets.adapted(kind, found.spec, found.leaves),
+        nets.adapted(kind, train_for_peft.spec_of(name), train_for_peft.trained(name)),
+        rtol=0,
+        atol=5e-5,
+    )
 
 
 def test_files_read_back_as_they_were_written(tmp_path: Path) -> None:
