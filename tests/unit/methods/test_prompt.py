@@ -12,6 +12,9 @@ from tunekit.errors import ModelError
 from tunekit.methods.part import Placed
 from tunekit.methods.prompt import place
 from tunekit.methods.spec import PromptTuning
+from tunekit.models.backbone import Backbone
+from tunekit.models.model import Model
+from tunekit.models.token_graph import language_head
 
 P = 3
 
@@ -152,3 +155,24 @@ def test_a_prompt_cannot_be_merged():
     placed = placed_on(model)
     with pytest.raises(ModelError, match="'token_embedding' cannot be merged: it is 3 more pos"):
         small.merged(model, placed, small.begun(placed))
+
+
+def test_heads_of_a_model_see_the_texts_own_positions_alone():
+    body = texts.NETWORKS["llama"]()
+    head = language_head(body, tied=True)
+    backbone = Backbone(body, None, "tokens", "llama", "tiny", takes="tokens", language_head=head)
+    model = Model(backbone).add_adapter("asked", PromptTuning(length=P))
+    inputs = texts.texts(model.keras, 5)
+    hidden = small.outputs(
+        model.keras.get_layer("backbone"),
+        inputs,
+        small.parts_of(placed_on(body)),
+        {"token_embedding": _prompt(model)},
+    )
+    expected = body.get_layer("token_embedding")(hidden, reverse=True)
+    np.testing.assert_allclose(model.apply(inputs), expected, rtol=1e-5, atol=1e-5)
+
+
+def _prompt(model: Model) -> dict[str, np.ndarray]:
+    (variable,) = model.adapters["asked"].adapter.variables.values()
+    return {"prompt": np.asarray(variable.value)}

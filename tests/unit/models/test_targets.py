@@ -3,6 +3,7 @@
 import keras
 import pytest
 
+from tests.unit.methods import texts
 from tests.unit.models.backbone_families import Tagger, tagger
 from tunekit.errors import SelectionError
 from tunekit.methods.spec import IA3, Bottleneck, LoRA, PrefixTuning, PromptTuning, VisualPrompt
@@ -13,6 +14,7 @@ from tunekit.models.model import Model
 from tunekit.models.preprocessing import ImagePreprocessing
 from tunekit.models.selection import selected_groups
 from tunekit.models.targets import places_of, resolve_targets, targets_of
+from tunekit.models.token_graph import language_head
 
 # KerasHub's own, of masks that its attention drops.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Layer 'attn':UserWarning")
@@ -225,3 +227,13 @@ def test_a_network_without_kernels_has_no_place_for_an_adapter():
         model = Tagger(keras.Model(inputs, keras.layers.LayerNormalization()(inputs)))
     with pytest.raises(SelectionError, match="no dense, convolution or embedding layer"):
         resolve_targets("auto", model)
+
+
+def test_a_language_head_with_a_kernel_is_a_target_by_its_name_alone():
+    body = texts.NETWORKS["llama"]()
+    untied = language_head(body, tied=False)
+    backbone = Backbone(body, None, "tokens", "llama", "tiny", takes="tokens", language_head=untied)
+    model = Model(backbone)
+    linear = resolve_targets("linear", model)
+    assert len(linear) == 2 * len(_ALL) and "heads/lm_head" not in linear
+    assert resolve_targets("linear, lm_head", model) == (*linear, "heads/lm_head")
