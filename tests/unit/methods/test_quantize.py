@@ -17,6 +17,7 @@ from tunekit.errors import ModelError
 from tunekit.methods.intercept import intercept
 from tunekit.methods.linear import before_activation, linear_form
 from tunekit.methods.packing import MODES
+from tunekit.methods.place_lora import place_lora
 from tunekit.methods.quantize import (
     dequantized_kernel,
     is_quantized,
@@ -26,6 +27,7 @@ from tunekit.methods.quantize import (
     repacked,
     requantized,
 )
+from tunekit.methods.spec import LoRA
 from tunekit.names import layer_names, structural_names
 
 DENSE = small.DENSE_KINDS
@@ -281,3 +283,22 @@ def test_a_kernel_that_is_not_finite_stops_all_before_any_changes():
 def test_a_float_layer_has_no_dequantised_kernel():
     with pytest.raises(ModelError, match="layer 'target' is not quantised"):
         dequantized_kernel(wide().get_layer("target"))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_lora_sits_on_packed_layers_and_merges_into_them(dora):
+    model = small.llama()
+    layers = {"": model, **layer_names(model)}
+    quantize_layers(layers, "int8")
+    places = small.places_in(model, "query", "value", "mlp_down")
+    placed = place_lora(LoRA(rank=2, dora=dora), places, np.random.default_rng(0))
+    small.check_fresh(model, placed)
+    values, inputs = small.drawn(placed), small.inputs_of(model)
+    beside = small.outputs(model, inputs, small.parts_of(placed), values)
+    own = small.weights_of(model)
+    kernels: dict[str, Any] = {}
+    for part in small.parts_of(placed):
+        kernels |= part.merged(layers, own, values[part.name])
+    within = small.outputs(model, inputs, weights=repacked(layers, kernels))
+    moved = np.linalg.norm(beside - small.outputs(model, inputs))
+    assert np.linalg.norm(within - beside) < 0.02 * moved
