@@ -6,7 +6,15 @@ import pytest
 from tests.unit.methods import texts
 from tests.unit.models.backbone_families import Tagger, tagger
 from tunekit.errors import SelectionError
-from tunekit.methods.spec import IA3, Bottleneck, LoRA, PrefixTuning, PromptTuning, VisualPrompt
+from tunekit.methods.spec import (
+    IA3,
+    Bottleneck,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    VeRA,
+    VisualPrompt,
+)
 from tunekit.models.backbone import Backbone
 from tunekit.models.initialisation import without_values
 from tunekit.models.layer_roles import layer_roles
@@ -185,9 +193,15 @@ def test_the_targets_of_a_prompt_are_the_embeddings_and_a_visual_prompt_has_none
     assert targets_of(VisualPrompt(), llama) == ()
 
 
-def test_a_method_without_a_place_on_a_network_says_what_it_needs(resnet):
-    with pytest.raises(SelectionError, match="'auto' is key, value. It has convolutions"):
-        targets_of(PrefixTuning(), resnet)
+def test_a_prefix_has_no_targets_on_a_network_without_keys_and_says_so_itself(resnet, swin):
+    for model in (resnet, swin):
+        assert targets_of(PrefixTuning(), model) == ()
+    assert targets_of(PromptTuning(), resnet) == ()
+
+
+def test_a_method_for_dense_layers_says_what_a_resnet_has_instead(resnet):
+    with pytest.raises(SelectionError, match="'auto' is query, value, qkv or else linear. It has"):
+        targets_of(VeRA(), resnet)
     assert len(targets_of(IA3(within="stage>=2"), resnet)) == 3
 
 
