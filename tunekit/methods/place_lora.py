@@ -63,7 +63,9 @@ def place_lora(
         if not rank:
             continue  # "eva" gave its share to other layers.
         _check_groups(name, form, rank, spec)
-        scaling = alphas[name] / (math.sqrt(rank) if spec.rslora else rank)
+        # Ranks that "eva" spreads leave the scale as it was, as in PEFT.
+        scaled = spec.rank if directions else rank
+        scaling = alphas[name] / (math.sqrt(scaled) if spec.rslora else scaled)
         first = _first(spec, name, form, rank, scaling, places, rng, directions, quantise)
         part = LoRAPart(name, form, rank, spec.dropout, spec.dora, first.start is not None)
         placed.append(Placed(part, _values(part, first, scaling, places)))
@@ -149,7 +151,9 @@ def _directions(
         )
     if spec.rank_pattern:
         raise ModelError("init 'eva' finds the ranks itself; leave rank_pattern out.")
-    dense = [name for name, form in forms.items() if form.kernel_name == "kernel"]
+    dense = [
+        name for name, form in forms.items() if form.kernel_name == "kernel" and form.groups == 1
+    ]
     return eva_factors(layer_inputs(dense), spec.rank, spec.rank_spread)
 
 

@@ -20,13 +20,26 @@ from tunekit.methods.intercept import Call, Wrap, with_attributes
 
 def cpu_gradients(layers: Iterable[keras.Layer]) -> dict[keras.Layer, Wrap]:
     """Returns an interception for each layer whose gradient has a faster form on a CPU."""
-    wraps: dict[keras.Layer, Wrap] = {}
-    for layer in layers:
-        if type(layer) is keras.layers.LayerNormalization and _is_plain(layer):
-            wraps[layer] = functools.partial(_norm_call, layer)
-        elif type(layer) in (keras.layers.Dense, keras.layers.Activation) and _is_gelu(layer):
-            wraps[layer] = functools.partial(_gelu_call, layer)
-    return wraps
+    layers = tuple(layers)
+    norms: dict[keras.Layer, Wrap] = {
+        layer: functools.partial(_norm_call, layer)
+        for layer in layers
+        if type(layer) is keras.layers.LayerNormalization and _is_plain(layer)
+    }
+    return norms | cpu_activations(layers)
+
+
+def cpu_activations(layers: Iterable[keras.Layer]) -> dict[keras.Layer, Wrap]:
+    """Returns those of the interceptions that put another activation into a layer.
+
+    Installed once more outside of adapters, which apply a layer's activation themselves.
+    """
+    kinds = (keras.layers.Dense, keras.layers.Activation)
+    return {
+        layer: functools.partial(_gelu_call, layer)
+        for layer in layers
+        if type(layer) in kinds and _is_gelu(layer)
+    }
 
 
 def _is_plain(layer: Any) -> bool:
@@ -40,7 +53,13 @@ def _is_gelu(layer: Any) -> bool:
 
 
 def _gelu_call(layer: keras.Layer, call: Call) -> Call:
-    return with_attributes(layer, call, activation=gelu)
+    quick = with_attributes(layer, call, activation=gelu)
+
+    def gelu_call(*args: Any, **kwargs: Any) -> Any:
+        # An adapter has taken it away, to apply it after its own part.
+        return (call if layer.__dict__["activation"] is None else quick)(*args, **kwargs)
+
+    return gelu_call
 
 
 @jax.custom_vjp

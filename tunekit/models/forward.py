@@ -23,6 +23,7 @@ from tunekit.methods.intercept import (
     intercept,
     with_attributes,
 )
+from tunekit.models.cpu_gradients import cpu_activations
 from tunekit.models.cpu_layers import cpu_layers
 from tunekit.names import Role, layer_names, structural_names, variable_roles
 
@@ -162,6 +163,8 @@ class Forward:
                 own = {name: values[f"{prefix}/{name}"] for name in adapter.variables}
                 wraps = adapter.wraps(layers, own, training=training, per_example=self.per_example)
                 stack.enter_context(intercept(wraps))
+            if self.adapters and jax.default_backend() == "cpu":
+                stack.enter_context(intercept(cpu_activations(self.layers.values())))
             yield
 
     def _kernels(self) -> dict[keras.Layer, Wrap]:
