@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import keras
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
@@ -65,29 +66,71 @@ def checkpointed(call: Call) -> Call:
     """Returns `call`, of which the backward pass keeps the inputs alone."""
 
     def checkpointed_call(*args: Any, **kwargs: Any) -> Any:
-        return _checkpoint(lambda: call(*args, **kwargs))
+        return _checkpoint(lambda given: call(*given[0], **given[1]), (args, kwargs))
 
     return checkpointed_call
 
 
-def _checkpoint(run: Callable[[], Any]) -> Any:
-    """What `run` returns; what it assigns to variables is assigned.
+def _checkpoint(run: Callable[[Any], Any], given: Any) -> Any:
+    """What `run` returns of `given`; what it assigns to variables is assigned.
 
-    What `run` reads of its surroundings, such as inputs and values, is kept and differentiated.
+    What else `run` reads, such as the values of variables, is kept and differentiated.
     """
     outer = get_stateless_scope()
     variables: dict[int, keras.Variable] = {}
+    leaves, tree = jax.tree.flatten(given)
+    is_tensor = [isinstance(leaf, jax.Array) for leaf in leaves]
 
-    def pure() -> tuple[Any, dict[int, jax.Array]]:
+    def pure(tensors: list[jax.Array]) -> tuple[Any, dict[int, jax.Array]]:
+        rest = iter(tensors)
+        whole = [next(rest) if t else x for x, t in zip(leaves, is_tensor, strict=True)]
         with _Recording(outer) as scope:
-            outputs = run()
+            outputs = run(jax.tree.unflatten(tree, whole))
         variables.update(scope.assigned)
         return outputs, {key: scope.state_mapping[key] for key in scope.assigned}
 
-    outputs, updates = jax.checkpoint(pure)()  # pyright: ignore[reportGeneralTypeIssues]
+    recomputed = _recomputed_on_cpu if jax.default_backend() == "cpu" else jax.checkpoint
+    tensors = [leaf for leaf, tensor in zip(leaves, is_tensor, strict=True) if tensor]
+    outputs, updates = recomputed(pure)(tensors)
     for key, value in updates.items():
         variables[key].assign(value)
     return outputs
+
+
+def _recomputed_on_cpu(function: Callable[[list[jax.Array]], Any]) -> Call:
+    """`jax.checkpoint` for XLA's CPU backend, which takes no notice of the latter's barriers.
+
+    It drops them before it looks for common subexpressions, finds the pass that is to be computed
+    anew, and keeps the first. Here what comes in is tied to the cotangents by adding their zero.
+    """
+
+    def call(tensors: list[jax.Array]) -> Any:
+        closed, values = jax.closure_convert(function, tensors)
+
+        @jax.custom_vjp
+        def run(tensors: list[jax.Array], *values: jax.Array) -> Any:
+            return closed(tensors, *values)
+
+        def backward(saved: Any, cotangents: Any) -> Any:
+            tensors, *values = saved
+            zero = _zero_of(cotangents)
+            tied = [x + zero.astype(x.dtype) if _is_float(x) else x for x in tensors]
+            return jax.vjp(closed, tied, *values)[1](cotangents)
+
+        run.defvjp(lambda *given: (closed(*given), given), backward)
+        return run(tensors, *values)
+
+    return call
+
+
+def _zero_of(cotangents: Any) -> jax.Array:
+    """0, computed of the cotangents in a way that XLA does not see through."""
+    first = next(x for x in jax.tree.leaves(cotangents) if _is_float(x))
+    return jnp.minimum(jnp.abs(first[(0,) * first.ndim]), 0)
+
+
+def _is_float(x: jax.Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 class _Recording(keras.StatelessScope):
@@ -158,16 +201,18 @@ def _run_graph(
     for stretch in reversed(stretches[1:]):
         wanted.append(wanted[-1] | {id(x) for node in stretch for x in node.input_tensors})
     for stretch, later in zip(stretches, reversed(wanted), strict=True):
-        run = functools.partial(_run_nodes, stretch, dict(known), later, operation_fn)
-        known |= run() if stretch is stretches[-1] else _checkpoint(run)
+        run = functools.partial(_run_nodes, stretch, later, operation_fn)
+        read = {id(x) for node in stretch for x in node.input_tensors}
+        given = {key: value for key, value in known.items() if key in read}
+        known |= run(given) if stretch is stretches[-1] else _checkpoint(run, given)
     return keras.tree.map_structure(lambda x: known[id(x)], graph._outputs_struct)
 
 
 def _run_nodes(
     nodes: list[Any],
-    known: dict[int, Any],
     wanted: set[int],
     operation_fn: Callable[[keras.Operation], Call],
+    known: dict[int, Any],
 ) -> dict[int, Any]:
     """The outputs of `nodes` that are `wanted` later."""
     values = dict(known)
