@@ -66,7 +66,7 @@ class GGUF:
         Raises:
             ModelError: there is none of that name.
         """
-        from gguf import dequantize
+        from gguf.quants import dequantize
 
         if name not in self._tensors:
             raise ModelError(
@@ -93,7 +93,7 @@ def read_gguf(path: Path) -> GGUF:
         ModelError: it is no GGUF file, of another architecture, or has tensors of unknown use.
     """
     try:
-        from gguf import GGUFReader
+        from gguf.gguf_reader import GGUFReader
     except ImportError as error:
         raise ModelError(
             f"{path} needs the gguf package to be read: pip install 'tunekit[gguf]'."
