@@ -150,11 +150,16 @@ def _lora(
         _check_tied(module, forms, places)
         factors = _of_module(list(forms.values()), own, layers, places)
         rank = factors.a.shape[1]
-        alpha = factors.scaling * (math.sqrt(rank) if spec.rslora else rank)
-        # The scale is float32: 8 / 3 * 3 is to be 8 again.
-        sizes[module.path] = Sizes(rank, float(f"{alpha:.7g}"))
+        root = math.sqrt(rank) if spec.rslora else rank
+        sizes[module.path] = Sizes(rank, _alpha(factors.scaling, root))
         tensors |= _tensors(module.path, next(iter(forms.values())), factors)
     return lora_config(spec, sizes), tensors, list(sizes)
+
+
+def _alpha(scaling: float, root: float) -> float:
+    """What gives the float32 `scaling` when divided by `root`: 8 for 8 / 3 and 3, not 8.0000001."""
+    short = float(f"{scaling * root:.7g}")
+    return short if np.float32(short / root) == np.float32(scaling) else scaling * root
 
 
 def _names(leaves: Mapping[str, np.ndarray]) -> tuple[str, str] | None:
@@ -302,7 +307,8 @@ def _vera(
                 "factors are not those of the whole in PEFT. Use LoRA, or leave them out of the "
                 f"targets: {', '.join(map(str, module.layers))}."
             )
-        own = by_layer[str(module.layers[0])]
+        layer = next(iter(module.layers))
+        own = by_layer[str(layer)]
         tensors[f"{module.path}.vera_lambda_b"] = own["lambda_b"] * scaling
         tensors[f"{module.path}.vera_lambda_d"] = own["lambda_d"]
     return vera_config(spec), tensors, [module.path for module in modules]

@@ -217,6 +217,11 @@ _KERAS_HUB_LAYERS = (
 _LANGUAGE_HEAD = "heads/lm_head"
 
 
+def is_known(name: str) -> bool:
+    """Whether the names of the family are known."""
+    return _KERAS_HUB_FAMILIES.get(name, name) in FAMILIES
+
+
 def family_of(name: str) -> Family:
     """Returns the names of the family.
 

@@ -213,6 +213,18 @@ def test_a_strength_that_was_changed_is_in_the_alpha_that_peft_reads() -> None:
     assert to_peft(found.spec, doubled, "llama", nets.places("llama")).config["lora_alpha"] == 16
 
 
+@pytest.mark.parametrize("rslora", [False, True])
+def test_any_strength_comes_back_bit_for_bit(rslora: bool) -> None:
+    layer = "backbone/transformer_layer_0/self_attention/query"
+    for strength in (5 / 3, 0.1, 0.123456789, 1.9999999):
+        leaves = {"lora_a": np.ones((16, 3)), "lora_b": np.ones((3, 16))}
+        leaves["scaling"] = np.float32(strength)  # type: ignore[assignment]
+        spec = LoRA(rank=3, rslora=rslora, targets=(layer,))
+        named = {f"{layer}/{name}": value for name, value in leaves.items()}
+        back = imported(to_peft(spec, named, "llama", nets.places("llama")), "llama")
+        assert back.leaves[f"{layer}/scaling"] == np.float32(strength)
+
+
 def test_a_file_of_another_base_names_what_has_no_place() -> None:
     with pytest.raises(ModelError, match="trained on llama, does not fit this 'bert'") as error:
         imported(files_of("llama-rslora"), "bert")

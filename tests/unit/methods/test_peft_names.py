@@ -4,7 +4,7 @@ from safetensors.numpy import load_file
 from tests.unit.methods import peft_networks as nets
 from tests.unit.models.backbone_families import FAMILIES as KERAS_HUB
 from tunekit.errors import ModelError
-from tunekit.methods.peft_names import FAMILIES, family_of, modules_of
+from tunekit.methods.peft_names import FAMILIES, family_of, is_known, modules_of
 from tunekit.models.initialisation import without_values
 from tunekit.names import layer_names
 
@@ -66,5 +66,6 @@ def test_no_two_modules_share_a_spelling() -> None:
 
 
 def test_a_family_without_names_is_an_error_with_near_matches() -> None:
+    assert is_known("llama3") and not is_known("mistrall")
     with pytest.raises(ModelError, match=r"for the family 'mistrall'.*Did you mean 'mistral'"):
         family_of("mistrall")
