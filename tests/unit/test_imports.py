@@ -34,7 +34,7 @@ FILES = {
     "rules": "ground",
     "durations": "ground",
     "saved": "result",
-    "folder": "result",
+    "folder": "ground",
     "recipe_text": "recipe",
     "recipe_issues": "recipe",
     "recipe_checks": "recipe",

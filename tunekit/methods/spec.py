@@ -179,7 +179,7 @@ class PromptTuning:
 
 @dataclass(frozen=True)
 class VisualPrompt:
-    """Learned tokens beside the patches of a vision transformer (Jia et al. 2022, arXiv 2203.12119)."""
+    """Learned tokens among a vision transformer's patches (Jia et al. 2022, arXiv 2203.12119)."""
 
     __pydantic_config__: ClassVar[Any] = _CONFIG
 

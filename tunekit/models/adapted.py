@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -27,6 +28,7 @@ from tunekit.methods.quantize import (
     repacked,
 )
 from tunekit.methods.spec import AdapterSpec, LoRA, adapter_spec
+from tunekit.models import adapter_files
 from tunekit.models.adapters import AdapterSet, Named, SavedHead, weights_of
 from tunekit.models.forward import Forward
 from tunekit.models.inference import Inference
@@ -101,6 +103,30 @@ def _put_head(model: Model, head: SavedHead) -> None:
     variables = structural_names(model.keras)
     for name, value in head.values.items():
         variables[name].assign(value)
+
+
+def save(model: Model, folder: Path, name: str | None, recipe: Any) -> Path:
+    """See `Model.save_adapter`."""
+    if name is None:
+        active = [each for each, _ in model.adapters.active]
+        if len(active) != 1:
+            have = ", ".join(map(repr, model.adapters.entries)) or "none"
+            raise ModelError(f"name the adapter to save: {len(active)} are active, of {have}.")
+        (name,) = active
+    entry = _with_present_head(model)[name]
+    head = entry.head or (present_head(model) if model.labels else None)
+    return adapter_files.save(model, entry, head, folder, recipe)
+
+
+def load(model: Model, folder: Path, name: str | None, *, check_base: bool) -> Model:
+    """See `Model.load_adapter`."""
+    name = folder.expanduser().resolve().name if name is None else name
+    model.adapters.check_free(name)
+    loaded = adapter_files.load(model, folder, check_base=check_base)
+    adapters = _with_present_head(model).added(name, loaded.adapter)
+    if loaded.head is not None:
+        _put_head(model, loaded.head)
+    return model._take_adapters(adapters)
 
 
 def combine_into(

@@ -10,6 +10,7 @@ import numpy as np
 
 from tunekit.errors import ModelError, did_you_mean
 from tunekit.methods.adapter import Adapter
+from tunekit.methods.spec import PrefixTuning, PromptTuning
 from tunekit.models.spec import HeadSpec
 
 Named = str | Sequence[str] | Mapping[str, float]
@@ -100,6 +101,12 @@ class AdapterSet:
         weights = weights_of(names)
         for name, weight in weights.items():
             self[name].adapter.values(weight)  # Refuses a weight that has no meaning.
+        kinds = {type(self[name].adapter.spec) for name in weights}
+        if {PromptTuning, PrefixTuning} <= kinds:
+            raise ModelError(
+                "a prompt and a prefix both claim the positions before the text, and cannot act "
+                "together; activate one of them."
+            )
         return replace(self, active=tuple(weights.items()))
 
     def check_free(self, name: str) -> None:

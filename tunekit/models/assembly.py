@@ -46,9 +46,10 @@ def _assemble_images(
     return keras.Model(pixels, tops(features), name="model")
 
 
-def named_backbone(body: keras.Model) -> keras.Model:
-    """Returns the same layers as one sublayer called "backbone"; `body` keeps its name."""
-    inputs = body.input if isinstance(body.input, dict) else body.inputs[0]
+def named_backbone(backbone: Backbone) -> keras.Model:
+    """Returns the same layers as one sublayer called "backbone"; the original keeps its name."""
+    body = backbone.keras
+    inputs = body.input if backbone.takes == "tokens" else body.inputs[0]
     return keras.Model(inputs, body.outputs[0], name="backbone")
 
 

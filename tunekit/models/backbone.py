@@ -9,27 +9,41 @@ import keras
 import numpy as np
 
 from tunekit.models.preprocessing import ImagePreprocessing
+from tunekit.models.spec import Activation
 
-Features = Literal["map", "tokens", "vector"]
+Features = Literal["map", "tokens", "vector", "encoder_states", "decoder_states"]
+
+
+@dataclass(frozen=True, eq=False)
+class HiddenLayer:
+    """A layer below a classifier: ``activation(pooled @ kernel + bias)``."""
+
+    kernel: np.ndarray
+    """float32 [D, H]."""
+    bias: np.ndarray
+    """float32 [H]."""
+    activation: Activation
 
 
 @dataclass(frozen=True, eq=False)
 class PretrainedHead:
-    """The linear classifier that came with the weights: ``logits = pooled @ kernel + bias``."""
+    """The classifier that came with the weights: ``logits = hidden(pooled) @ kernel + bias``."""
 
     labels: tuple[str, ...]
     """One name per class, in the order of the logits."""
-    pooling: Literal["avg", "max", "token", "token+avg", "none"]
+    pooling: Literal["avg", "max", "token", "token+avg", "last", "none"]
     """How features [B, ..., D] become the vector that the kernel takes.
 
-    "token" is the first token; on tokens "avg" and "max" leave the prefix tokens out; "token+avg"
-    is the first token followed by the mean of the patch tokens, 2 D wide; "none" takes features
-    that are vectors already.
+    "token" is the first token, "last" the last that is no padding; on tokens "avg" and "max" leave
+    the prefix tokens out; "token+avg" is the first token followed by the mean of the patch tokens,
+    2 D wide; "none" takes features that are vectors already.
     """
     kernel: np.ndarray
     """float32 [D, C], or [2 D, C] for "token+avg"."""
-    bias: np.ndarray
-    """float32 [C]."""
+    bias: np.ndarray | None
+    """float32 [C]; None where it has none."""
+    hidden: HiddenLayer | None = None
+    """The layer between pooling and kernel; None where there is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +59,11 @@ class Backbone:
     preprocessing: ImagePreprocessing | None
     """None where it takes tokens."""
     features: Features
-    """Shape of the features: map [B, H', W', D], tokens [B, T, D] or vector [B, D]."""
+    """What the features are: map [B, H', W', D], tokens [B, T, D] or vector [B, D] of an image.
+
+    Of a text, hidden states [B, T, D]: of an encoder, where every token sees all others, or of a
+    decoder, where each sees only those before it.
+    """
     family: str
     """Kind of architecture, such as "resnet", "vit", "dinov2", "efficientnet"."""
     source: str
@@ -53,6 +71,8 @@ class Backbone:
     prefix_tokens: int = 0
     """Class and register tokens before the patch tokens."""
     pretrained_head: PretrainedHead | None = None
+    pooler: HiddenLayer | None = None
+    """BERT's layer on its first token, on which its classifiers stand, where it came along."""
     license: str | None = None
     """Licence of the weights, where the source says it."""
     takes: Literal["images", "tokens"] = "images"

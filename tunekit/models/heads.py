@@ -10,18 +10,19 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import keras
 from keras import ops
 
 from tunekit.errors import ModelError, did_you_mean
+from tunekit.models.backbone import Features
 from tunekit.models.spec import HeadSpec
-
-Features = Literal["map", "tokens", "vector"]
 
 _SMALLEST = 1e-6
 """GeM raises to a power, so features are clipped from below at this."""
+_LOWEST = -1e9
+"""Stands for padding where a maximum or a softmax is taken; finite, for a row of padding alone."""
 
 
 def build_head(
@@ -36,9 +37,12 @@ def build_head(
 ) -> keras.Model:
     """Returns a built head that takes features and gives logits [B, C], all in float32.
 
+    Of a text it takes {"features", "padding_mask"}, the mask int32 [B, T] with 0 for padding.
+
     Args:
         spec: kind, pooling and regularisation.
-        features: shape of the features: map [B, H, W, D], tokens [B, T, D] or vector [B, D].
+        features: what they are: map [B, H, W, D], tokens [B, T, D] or vector [B, D] of an image;
+            hidden states [B, T, D] of an encoder or a decoder of texts.
         dim: width D of the features.
         labels: names of the C labels.
         name: what the head predicts; with `seed` it fixes the initial values.
@@ -58,12 +62,15 @@ def build_head(
     if not labels:
         raise ModelError(f"the head {name!r} needs at least one label, got none.")
     _check_name(name)
-    rank = {"map": 3, "tokens": 2, "vector": 1}[features]
-    inputs = keras.Input((None,) * (rank - 1) + (dim,), dtype="float32", name="features")
-    x = inputs
+    rank = {"map": 3, "vector": 1}.get(features, 2)
+    x = inputs = keras.Input((None,) * (rank - 1) + (dim,), dtype="float32", name="features")
+    mask = {}
+    if features in ("encoder_states", "decoder_states"):
+        mask = {"padding_mask": keras.Input((None,), dtype="int32", name="padding_mask")}
+        inputs = {"features": x, **mask}
     if features != "vector":
-        kind = _pooling_kind(spec.pooling, features, prefix_tokens)
-        x = Pooling(kind, prefix_tokens=prefix_tokens, dtype="float32", name="pooling")(x)
+        kind = pooling_kind(spec.pooling, features, prefix_tokens)
+        x = Pooling(kind, prefix_tokens=prefix_tokens, dtype="float32", name="pooling")(x, **mask)
 
     def dropout(layer_name: str, x: Any) -> Any:
         if not spec.dropout:
@@ -74,7 +81,11 @@ def build_head(
     for i, width in enumerate(spec.widths):
         he_normal: Any = keras.initializers.HeNormal(seed=_seed(seed, f"{name}/hidden_{i}"))
         x = keras.layers.Dense(
-            width, "gelu", kernel_initializer=he_normal, dtype="float32", name=f"hidden_{i}"
+            width,
+            spec.activation,
+            kernel_initializer=he_normal,
+            dtype="float32",
+            name=f"hidden_{i}",
         )(x)
         x = dropout(f"dropout_{i}", x)
     if spec.kind != "mlp":
@@ -84,17 +95,18 @@ def build_head(
 
 @keras.saving.register_keras_serializable(package="tunekit")
 class Pooling(keras.layers.Layer):
-    """One vector [B, D] from a map [B, H, W, D] or tokens [B, T, D].
+    """One vector [B, D] from a map [B, H, W, D] or tokens [B, T, D], padding left out.
 
     - "avg", "max": over positions.
     - "gem": generalised mean ``(mean(x^p))^(1/p)`` with a learned p, over x clipped to 1e-6 from
       below (Radenović, Tolias and Chum, 2018, https://arxiv.org/abs/1711.02512, equation 3). One
       p is shared by all channels.
     - "token": the first token. "token+avg": it, followed by the mean of the patch tokens [B, 2D].
+    - "last": the last token that is no padding.
     - "attention": a mean weighted by ``softmax(x . query / sqrt(D))`` with a learned query, which
       starts at zero, as the plain mean.
 
-    Everything but "token" leaves the prefix tokens out.
+    Everything but "token" and "last" leaves the prefix tokens out.
     """
 
     def __init__(self, kind: str = "avg", prefix_tokens: int = 0, **kwargs: Any) -> None:
@@ -113,28 +125,34 @@ class Pooling(keras.layers.Layer):
             )
         super().build(input_shape)
 
-    def call(self, x: Any) -> Any:
-        """Returns [B, D], or [B, 2D] for "token+avg"."""
+    def call(self, x: Any, padding_mask: Any = None) -> Any:
+        """Returns [B, D], or [B, 2D] for "token+avg"; a mask [B, T] is 0 where there is padding."""
         if self.kind == "token":
             return x[:, 0]
-        if self.kind == "token+avg":
-            return ops.concatenate([x[:, 0], ops.mean(x[:, self.prefix_tokens :], axis=1)], -1)
+        if self.kind == "last":
+            places = ops.arange(ops.shape(x)[1]) * padding_mask
+            return ops.take_along_axis(x, ops.argmax(places, axis=1)[:, None, None], axis=1)[:, 0]
         dim: int = x.shape[-1]
         # [B, H, W, D] and [B, T, D] alike become positions [B, P, D].
         positions: Any = ops.reshape(x, (-1, math.prod(x.shape[1:-1]), dim))
         positions = positions[:, self.prefix_tokens :]
+        real: Any = None
+        if padding_mask is not None:
+            real = ops.cast(padding_mask, positions.dtype)[:, self.prefix_tokens :, None]
         match self.kind:
+            case "token+avg":
+                return ops.concatenate([x[:, 0], _mean(positions, real)], -1)
             case "max":
-                return ops.max(positions, axis=1)
+                return ops.max(_without_padding(positions, real), axis=1)
             case "gem":
                 powers = ops.power(ops.maximum(positions, _SMALLEST), self.p)
-                return ops.power(ops.mean(powers, axis=1), 1 / self.p)
+                return ops.power(_mean(powers, real), 1 / self.p)
             case "attention":
-                scores: Any = ops.matmul(positions, self.query) / dim**0.5
-                weights: Any = ops.softmax(scores, axis=-1)
-                return ops.sum(positions * weights[..., None], axis=1)
+                scores: Any = ops.matmul(positions, self.query)[..., None] / dim**0.5
+                weights: Any = ops.softmax(_without_padding(scores, real), axis=1)
+                return ops.sum(positions * weights, axis=1)
             case _:
-                return ops.mean(positions, axis=1)
+                return _mean(positions, real)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         """Returns (B, D), or (B, 2D) for "token+avg"."""
@@ -194,10 +212,38 @@ class CosineLogits(keras.layers.Layer):
         }
 
 
-def _pooling_kind(pooling: str, features: Features, prefix_tokens: int) -> str:
+def _mean(x: Any, real: Any) -> Any:
+    """The mean over positions [B, P, D] of those that are 1 in [B, P, 1]; `None` is all."""
+    if real is None:
+        return ops.mean(x, axis=1)
+    return ops.sum(x * real, axis=1) / ops.maximum(ops.sum(real, axis=1), 1)
+
+
+def _without_padding(x: Any, real: Any) -> Any:
+    return x if real is None else ops.where(real > 0, x, _LOWEST)
+
+
+def pooling_kind(pooling: str, features: Features, prefix_tokens: int) -> str:
+    """Returns the pooling that "auto" is on such features; any other as it is, checked.
+
+    Raises:
+        ModelError: the features do not have what the pooling takes.
+    """
     if pooling == "auto":
-        return "token" if features == "tokens" and prefix_tokens else "avg"
-    if pooling.startswith("token") and not (features == "tokens" and prefix_tokens):
+        has_class_token = features == "encoder_states" or features == "tokens" and prefix_tokens
+        return "last" if features == "decoder_states" else "token" if has_class_token else "avg"
+    if pooling == "last" and not features.endswith("_states"):
+        raise ModelError(
+            "pooling='last' is for texts, which end somewhere, and this backbone takes images; "
+            "use pooling='avg'."
+        )
+    if pooling.startswith("token") and features == "decoder_states":
+        raise ModelError(
+            f"pooling={pooling!r} takes the first token, which in a decoder sees nothing of the "
+            "text; use pooling='last' or 'avg'."
+        )
+    needs_prefix = pooling.startswith("token") and features != "encoder_states"
+    if needs_prefix and not (features == "tokens" and prefix_tokens):
         has = "a map of positions" if features == "map" else "patch tokens only"
         raise ModelError(
             f"pooling={pooling!r} needs a class token, and this backbone gives {has}; "

@@ -81,7 +81,7 @@ class Model:
         self.multi_label = multi_label
         self.features: FeatureStore | None = None
         self.adapters = AdapterSet()
-        self._body = named_backbone(backbone.keras)
+        self._body = named_backbone(backbone)
         self._take_head(checked_labels(labels), head_spec(head), seed)
 
     @property
@@ -296,11 +296,42 @@ class Model:
         finally:
             self._take_adapters(replace(self.adapters, active=before.active))
 
+    def save_adapter(self, folder: str | Path, name: str | None = None, recipe: Any = None) -> Path:
+        """Writes an adapter with its head to a folder, and returns the folder.
+
+        LoRA, IA3 and VeRA are written as PEFT writes them, for PEFT and all that reads its files.
+
+        Args:
+            folder: new, empty, or of an earlier adapter; it appears whole or not at all.
+            name: of the adapter; `None` is the one that is active.
+            recipe: kept with it, as a tree of JSON values.
+
+        Raises:
+            ModelError: no adapter of that name, PEFT cannot say what it does, or the folder holds
+                other things.
+        """
+        return adapted.save(self, Path(folder), name, recipe)
+
+    def load_adapter(
+        self, folder: str | Path, name: str | None = None, *, check_base: bool = True
+    ) -> Model:
+        """Adds the adapter of a folder, with its head, and makes it active; returns the model.
+
+        Args:
+            folder: that `save_adapter` or PEFT wrote.
+            name: that it gets; `None` is the folder's.
+            check_base: whether to refuse a network of other weights than it was trained on.
+
+        Raises:
+            ModelError: the folder holds no adapter for this network. Nothing has changed then.
+        """
+        return adapted.load(self, Path(folder), name, check_base=check_base)
+
     def combine_adapters(
         self,
         names: Mapping[str, float] | Sequence[str],
         name: str,
-        kind: CombineKind = "linear",
+        kind: CombineKind = "svd",
         *,
         rank: int | None = None,
         density: float = 0.2,
@@ -311,12 +342,12 @@ class Model:
         Args:
             names: of the LoRAs, with a weight each or 1.
             name: of the new one.
-            kind: "linear" adds the factors, "cat" the updates exactly (ranks add up), "svd" finds
-                the nearest of `rank`; "ties" and "dare" keep apart what disagrees (arXiv
-                2306.01708, 2311.03099).
-            rank: of the result, for "svd", "ties" and "dare"; `None` is the largest of theirs.
-            density: share of each update that "ties" and "dare" keep.
-            seed: of what "dare" drops.
+            kind: "cat" adds the updates exactly (ranks add up), "svd" finds the nearest of `rank`,
+                "linear" adds the factors, which is rough; "ties" keeps apart what disagrees (arXiv
+                2306.01708), "dare_linear" and "dare_ties" first drop a part (arXiv 2311.03099).
+            rank: of the result, for all but "cat" and "linear"; `None` is the largest of theirs.
+            density: share of each update that the last three keep.
+            seed: of what is dropped.
 
         Raises:
             ModelError: one is no plain LoRA, or the kind does not fit them.

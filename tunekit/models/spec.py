@@ -10,7 +10,8 @@ from annotated_types import Ge, Interval, Lt
 Dtype = Literal["float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16"]
 Quantization = Literal["int8", "int4", "nf4"]
 HeadKind = Literal["linear", "mlp", "cosine"]
-Pooling = Literal["auto", "avg", "max", "gem", "token", "token+avg", "attention"]
+Pooling = Literal["auto", "avg", "max", "gem", "token", "token+avg", "last", "attention"]
+Activation = Literal["relu", "gelu", "tanh"]
 SidePixels = Annotated[int, Interval(ge=8, le=4096)]
 
 
@@ -51,9 +52,15 @@ class HeadSpec:
     kind: HeadKind = "linear"
     """One dense layer, a stack of them, or cosine similarity to one prototype per label."""
     pooling: Pooling = "auto"
-    """How features become one vector; "auto" is the way the backbone was pretrained."""
+    """How features become one vector; "auto" is the way the backbone was pretrained.
+
+    Of a text, "token" is the first token, as BERT does it, "last" the last that is no padding, as
+    decoders do; all others leave padding out.
+    """
     hidden: tuple[Annotated[int, Ge(1)], ...] = ()
     """Widths of the hidden layers of an "mlp" head; empty: one layer of 256."""
+    activation: Activation = "gelu"
+    """After each hidden layer of an "mlp" head."""
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Fraction of the pooled features dropped in training."""
     bias: bool = True
@@ -66,13 +73,15 @@ class HeadSpec:
 
     def issues(self) -> list[tuple[str, str]]:
         """Returns (field, message) for each combination that does not fit together."""
-        found = []
-        if self.hidden and self.kind != "mlp":
-            found.append(
-                (
-                    "hidden",
-                    f"only an 'mlp' head has hidden layers, and kind is '{self.kind}'; "
-                    "set kind: mlp or leave hidden out.",
-                )
+        if self.kind == "mlp":
+            return []
+        given = {"hidden": self.hidden, "activation": self.activation != HeadSpec.activation}
+        return [
+            (
+                field,
+                f"only an 'mlp' head has hidden layers, and kind is '{self.kind}'; "
+                f"set kind: mlp or leave {field} out.",
             )
-        return found
+            for field, is_given in given.items()
+            if is_given
+        ]

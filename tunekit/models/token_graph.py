@@ -76,7 +76,7 @@ def assemble_tokens(
 
     Args:
         body: from {"token_ids", "padding_mask"} to hidden states [B, T, D].
-        heads: models of hidden states, by name.
+        heads: models of {"features", "padding_mask"}, hidden states and int32 [B, T], by name.
         language_head: gives float32 logits [B, T, V], under the name "lm_head".
     """
     inputs = token_inputs()
@@ -84,12 +84,14 @@ def assemble_tokens(
     if not heads and language_head is None:
         return keras.Model(inputs, features, name="model")
     hidden = keras.Input(features.shape[1:], dtype=features.dtype, name="features")
-    outputs = {name: head(hidden) for name, head in heads.items()}
+    states = {"features": hidden, "padding_mask": token_inputs()["padding_mask"]}
+    outputs = {name: head(states) for name, head in heads.items()}
     if language_head is not None:
         outputs[LANGUAGE_HEAD] = ops.cast(language_head(hidden), "float32")
     only = next(iter(outputs.values()))
-    tops = keras.Model(hidden, only if len(outputs) == 1 else outputs, name="heads")
-    return keras.Model(inputs, tops(features), name="model")
+    tops = keras.Model(states, only if len(outputs) == 1 else outputs, name="heads")
+    logits = tops({"features": features, "padding_mask": inputs["padding_mask"]})
+    return keras.Model(inputs, logits, name="model")
 
 
 def check_token_ids(token_ids: np.ndarray, vocabulary: int) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import keras
 
 from tunekit.models import bundled
+from tunekit.models.adapters import AdapterSet
 from tunekit.models.hub import keras_hub
 from tunekit.models.initialisation import without_values
 from tunekit.models.model import Model
@@ -52,6 +53,7 @@ class Tagger(Model):
         heads = keras.Model(features, head(features), name="heads")
         self.keras = keras.Model(inputs, heads(outputs))
         self.labels = ("yes", "no")
+        self.adapters = AdapterSet()
 
 
 def tagger(name: str) -> Tagger:
