@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from tunekit.errors import ModelError
-from tunekit.models import text_decoder
+from tunekit.models import hub, text_decoder
 from tunekit.models.backbone import Backbone
 from tunekit.models.initialisation import seeded, without_values
 from tunekit.models.spec import BackboneSpec
@@ -54,7 +54,7 @@ def load_object(model: Any, spec: BackboneSpec, *, seed: int) -> Backbone:
     return Backbone(
         keras=_plain(copy),
         preprocessing=None,
-        features="tokens",
+        features="decoder_states" if _is_decoder(body) else "encoder_states",
         family=type(body).__name__.removesuffix("Backbone").lower(),
         source=model.name,
         takes="tokens",
@@ -62,6 +62,17 @@ def load_object(model: Any, spec: BackboneSpec, *, seed: int) -> Backbone:
         max_length_tokens=getattr(body, "max_sequence_length", None),
         language_head=head,
     )
+
+
+def _is_decoder(body: Any) -> bool:
+    """Whether KerasHub has a causal language model on such a backbone."""
+    models = hub.keras_hub().models
+    causal = [
+        cls
+        for cls in vars(models).values()
+        if isinstance(cls, type) and issubclass(cls, models.CausalLM) and cls.backbone_cls
+    ]
+    return any(isinstance(body, cls.backbone_cls) for cls in causal)
 
 
 def _fresh(body: Any, spec: BackboneSpec) -> Any:

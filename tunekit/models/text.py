@@ -69,7 +69,7 @@ def load_folder(folder: Path, config: Config, spec: BackboneSpec, *, seed: int) 
     return Backbone(
         keras=body,
         preprocessing=None,
-        features="tokens",
+        features="encoder_states" if family.tied is None else "decoder_states",
         family=kind,
         source=str(folder),
         takes="tokens",

@@ -85,7 +85,9 @@ def test_a_network_built_from_its_own_configuration_computes_the_same(
 
 def test_the_backbone_says_what_it_takes(tmp_path: Path) -> None:
     roberta = load("roberta", tmp_path)
-    assert (roberta.takes, roberta.preprocessing, roberta.features) == ("tokens", None, "tokens")
+    assert (roberta.takes, roberta.preprocessing) == ("tokens", None)
+    assert roberta.features == "encoder_states"
+    assert load("gpt2", tmp_path).features == "decoder_states"
     assert (roberta.vocabulary, roberta.dim, roberta.family) == (99, 32, "roberta")
     assert roberta.max_length_tokens == 22  # of 24 rows, two are the padding's
 

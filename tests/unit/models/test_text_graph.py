@@ -17,7 +17,12 @@ from tunekit.models.backbone import Backbone
 from tunekit.models.depth import Group, depth_groups
 from tunekit.models.loading import load_backbone
 from tunekit.models.spec import BackboneSpec
-from tunekit.models.token_graph import assemble_tokens, check_token_ids, language_head
+from tunekit.models.token_graph import (
+    assemble_tokens,
+    check_token_ids,
+    language_head,
+    token_inputs,
+)
 from tunekit.names import layer_names, structural_names
 
 INPUTS = {"token_ids": text.TOKEN_IDS, "padding_mask": text.PADDING_MASK}
@@ -32,8 +37,9 @@ def groups(model: keras.Model) -> tuple[Group, ...]:
 
 
 def head(name: str) -> keras.Model:
-    inputs = keras.Input((None, 32), name="features")
-    return keras.Model(inputs, keras.layers.Dense(3, name="logits")(inputs[:, 0]), name=name)
+    states = keras.Input((None, 32), name="features")
+    inputs = {"features": states, "padding_mask": token_inputs()["padding_mask"]}
+    return keras.Model(inputs, keras.layers.Dense(3, name="logits")(states[:, 0]), name=name)
 
 
 @pytest.mark.parametrize("name", text.CONFIGS)
