@@ -20,7 +20,8 @@ from tests.unit.methods import texts
 from tunekit import finetune
 from tunekit.methods.spec import Method, default_train, rate_factor
 from tunekit.models.hub import keras_hub
-from tunekit.models.model import Model, load_model
+from tunekit.models.loading import load_model
+from tunekit.models.model import Model
 from tunekit.models.trainable import put, resolve_trainable
 from tunekit.names import variable_roles
 from tunekit.plans.optimizer import OptimizerSpec
@@ -83,7 +84,10 @@ def train(
     resume: bool = False,
     cache: str | None = None,
 ) -> None:
-    """Trains the method's adapter, put on the model first where it is not there; and the head."""
+    """Trains the method's adapter, put on the model first where it is not there; and the head.
+
+    Without weight decay, so that what has no gradient stays.
+    """
     if family in TEXTS:
         assert cache is None, "the cut is of images so far"
         _train_texts(model, method, select, epochs, accumulate, optimizer, out, resume)
@@ -98,6 +102,7 @@ def train(
         batch_size=BATCH_SIZE,
         accumulate=accumulate,
         optimizer=optimizer,
+        weight_decay=0.0,
         validation=0.0,
         seed=SEED,
         out=out,
@@ -140,7 +145,7 @@ def _train_texts(
             forward=forward,
             phases=[replace(phases[0], multipliers=rates)],
             feeds=[feed],
-            optimizer=OptimizerSpec(name=optimizer),
+            optimizer=OptimizerSpec(name=optimizer, weight_decay=0.0),
             runtime=RuntimeSpec(restore_best=False, out=str(out) if out else None, resume=resume),
             seed=SEED,
             checkpoints=Checkpoints(out, identity={}, keep=2) if out else None,
