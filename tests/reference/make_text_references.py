@@ -8,6 +8,7 @@ Run from the repository root, in an environment with torch and transformers 5:
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -19,9 +20,12 @@ import transformers
 from tests.reference import text_folders as text
 
 
+_CONFIGS = {**text.CONFIGS, **text.CLASSIFIERS}
+
+
 def _model(name: str) -> torch.nn.Module:
-    config = transformers.AutoConfig.for_model(**text.CONFIGS[name])
-    return getattr(transformers, text.CONFIGS[name]["architectures"][0])(config)
+    config = transformers.AutoConfig.for_model(**_CONFIGS[name])
+    return getattr(transformers, _CONFIGS[name]["architectures"][0])(config)
 
 
 def _answers(model: torch.nn.Module, ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
@@ -29,7 +33,7 @@ def _answers(model: torch.nn.Module, ids: np.ndarray, mask: np.ndarray) -> dict[
     inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
     with torch.no_grad():
         answers = {"hidden": model.base_model(**inputs).last_hidden_state.numpy()}
-        if "CausalLM" in type(model).__name__ or "LMHead" in type(model).__name__:
+        if re.search("CausalLM|LMHead|SequenceClassification", type(model).__name__):
             answers["logits"] = model(**inputs).logits.numpy()
     return answers
 
@@ -37,7 +41,7 @@ def _answers(model: torch.nn.Module, ids: np.ndarray, mask: np.ndarray) -> dict[
 def main() -> None:
     """Writes both files beside this one."""
     shapes = {}
-    for name in text.CONFIGS:
+    for name in _CONFIGS:
         model = _model(name)
         # Tied tensors are saved once.
         with tempfile.TemporaryDirectory() as scratch:
@@ -46,10 +50,10 @@ def main() -> None:
         shapes[name] = {key: list(value.shape) for key, value in saved.items()}
     text.SHAPES.write_text(json.dumps(shapes, indent=0) + "\n")
     expected = {}
-    for name in text.CONFIGS:
+    for name in _CONFIGS:
         with tempfile.TemporaryDirectory() as scratch:
             folder = text.write(name, Path(scratch))
-            architecture = getattr(transformers, text.CONFIGS[name]["architectures"][0])
+            architecture = getattr(transformers, _CONFIGS[name]["architectures"][0])
             model, info = architecture.from_pretrained(folder, output_loading_info=True)
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys")), (name, info)
         for key, value in _answers(model, text.TOKEN_IDS, text.PADDING_MASK).items():

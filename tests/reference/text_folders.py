@@ -133,6 +133,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "eos_token_id": 3,
     },
 }
+_LABELS = {"id2label": {"0": "dull", "1": "plain", "2": "bright"}}
+CLASSIFIERS: dict[str, dict[str, Any]] = {
+    f"{name}-classifier": {**CONFIGS[name], **_LABELS, "architectures": [architecture], **more}
+    for name, architecture, more in (
+        ("bert", "BertForSequenceClassification", {}),
+        ("roberta", "RobertaForSequenceClassification", {}),
+        ("distilbert", "DistilBertForSequenceClassification", {}),
+        ("llama", "LlamaForSequenceClassification", {}),
+        ("mistral", "MistralForSequenceClassification", {}),
+        ("qwen2", "Qwen2ForSequenceClassification", {}),
+        ("gemma", "GemmaForSequenceClassification", {}),
+        # They know a text's last token by the padding token's id.
+        ("gpt2", "GPT2ForSequenceClassification", {"pad_token_id": 1}),
+    )
+}
 
 
 def tensors(name: str) -> dict[str, np.ndarray]:
@@ -144,7 +159,7 @@ def tensors(name: str) -> dict[str, np.ndarray]:
 def write(name: str, folder: Path) -> Path:
     """Returns `folder`, which now holds the model `name`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
+    (folder / "config.json").write_text(json.dumps({**CONFIGS, **CLASSIFIERS}[name]))
     save_file(tensors(name), folder / "model.safetensors")
     return folder
 

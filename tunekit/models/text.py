@@ -11,8 +11,9 @@ from typing import Any
 import keras
 
 from tunekit.errors import ModelError
-from tunekit.models import text_decoder, text_encoder, text_gpt2
-from tunekit.models.backbone import Backbone
+from tunekit.models import text_decoder, text_encoder, text_gpt2, text_heads
+from tunekit.models.backbone import Backbone, HiddenLayer, PretrainedHead
+from tunekit.models.head_names import HEADS
 from tunekit.models.initialisation import seeded, without_values
 from tunekit.models.spec import BackboneSpec
 from tunekit.models.token_graph import language_head
@@ -44,8 +45,8 @@ class _Family:
 def load_folder(folder: Path, config: Config, spec: BackboneSpec, *, seed: int) -> Backbone:
     """Returns the backbone in a Hugging Face folder whose model_type is one of `FAMILIES`.
 
-    Its classifier, pooler or head for another task is left out; the head of a causal language
-    model comes with it.
+    The classifier of whole texts, BERT's pooler and the head of a causal language model come with
+    it; heads for other tasks are left out.
 
     Raises:
         ModelError: the folder is incomplete, asks for what is not built here, or `spec` has an
@@ -59,7 +60,7 @@ def load_folder(folder: Path, config: Config, spec: BackboneSpec, *, seed: int) 
             "out."
         )
     try:
-        body, head = _built(folder, config, family, spec, seed)
+        parts = _built(folder, config, family, spec, seed)
         longest = config[family.max_length]
     except KeyError as error:
         raise ModelError(
@@ -67,7 +68,7 @@ def load_folder(folder: Path, config: Config, spec: BackboneSpec, *, seed: int) 
         ) from error
     first = config.get("pad_token_id", 1) + 1 if kind == "roberta" else 0
     return Backbone(
-        keras=body,
+        keras=parts.body,
         preprocessing=None,
         features="encoder_states" if family.tied is None else "decoder_states",
         family=kind,
@@ -75,24 +76,36 @@ def load_folder(folder: Path, config: Config, spec: BackboneSpec, *, seed: int) 
         takes="tokens",
         vocabulary=config["vocab_size"],
         max_length_tokens=longest - first,
-        language_head=head,
+        language_head=parts.language_head,
+        pretrained_head=parts.classifier,
+        pooler=parts.pooler,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """What a folder holds."""
+
+    body: keras.Model
+    language_head: keras.layers.Layer | None
+    classifier: PretrainedHead | None = None
+    pooler: HiddenLayer | None = None
 
 
 def _built(
     folder: Path, config: Config, family: _Family, spec: BackboneSpec, seed: int
-) -> tuple[keras.Model, keras.layers.Layer | None]:
-    """The body of `spec.blocks` blocks, and the language head where there is one."""
+) -> _Parts:
+    """The body of `spec.blocks` blocks, with the heads that stand on all of them."""
     tied, ignored = _tied(config, family), family.ignored
-    if spec.blocks is not None and spec.blocks < config[family.depth]:
-        # The language head reads what the last block gives.
+    is_whole = spec.blocks is None or spec.blocks >= config[family.depth]
+    if spec.blocks is not None and not is_whole:
         tied, dropped = None, range(spec.blocks, config[family.depth])
         ignored = "|".join([ignored, *(re.escape(family.block.format(i)) + ".*" for i in dropped)])
         config = {**config, family.depth: spec.blocks}
     if not spec.pretrained:
         with seeded(seed):
             body = family.build(config)
-            return body, None if tied is None else language_head(body, tied=tied)
+            return _Parts(body, None if tied is None else language_head(body, tied=tied))
     weights = TorchWeights(folder, prefix=family.prefix)
     if tied is False and "lm_head.weight" not in weights:
         if _is_language_model(config):
@@ -109,8 +122,13 @@ def _built(
     if head is not None and not tied:
         weights.dense(head, "lm_head")
         missing += placeholders.left_in(head)
+    own, layer = None, None
+    if is_whole:
+        names = HEADS[family.prefix]
+        own = text_heads.classifier(weights, config, names, family.prefix)
+        layer = text_heads.pooler(weights, names, family.prefix)
     weights.finish(body, missing, ignored=ignored)
-    return body, head
+    return _Parts(body, head, own, layer)
 
 
 def _tied(config: Config, family: _Family) -> bool | None:
