@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tunekit.data.spec import RandAugmentSpec as RandAugmentSpec
     from tunekit.errors import TunekitError as TunekitError
     from tunekit.finetune import finetune as finetune
+    from tunekit.models.loading import load_model as load_model
     from tunekit.models.model import Model as Model
-    from tunekit.models.model import load_model as load_model
     from tunekit.models.spec import BackboneSpec as BackboneSpec
     from tunekit.models.spec import HeadSpec as HeadSpec
     from tunekit.plans.optimizer import OptimizerSpec as OptimizerSpec
@@ -65,7 +65,7 @@ _HOMES = {
     "TunekitError": "tunekit.errors",
     "finetune": "tunekit.finetune",
     "load": "tunekit.result",
-    "load_model": "tunekit.models.model",
+    "load_model": "tunekit.models.loading",
     "plan_preview": "tunekit.preview",
     "probe": "tunekit.probe",
     "run": "tunekit.run",

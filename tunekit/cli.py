@@ -265,7 +265,7 @@ def _layers(args: argparse.Namespace) -> None:
         preview = plan_preview(recipe, examples=1)
         print(preview.model.layers(preview.trained))
         return
-    from tunekit.models.model import load_model
+    from tunekit.models.loading import load_model
 
     model = load_model(args.model)
     if not args.train:

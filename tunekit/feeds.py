@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import jax
+import keras
 import numpy as np
 
 from tunekit.data.examples import Source
@@ -25,9 +26,11 @@ from tunekit.data.source import Splits
 from tunekit.data.spec import AugmentSpec, BatchSpec
 from tunekit.evaluation.evaluate import collect_logits
 from tunekit.evaluation.metrics import classification_metrics
+from tunekit.methods.intercept import Wrap
 from tunekit.models.forward import Forward
 from tunekit.models.model import Model
 from tunekit.models.prefix import Cut, find_cut
+from tunekit.models.remat import RematMode, rematerialised
 from tunekit.plans.phase import Phase
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.recipe import Recipe
@@ -50,6 +53,7 @@ class _Shared:
     """Compiled from each cut on, by its name."""
     fingerprints: dict[str, tuple[list[jax.Array], str]] = field(default_factory=dict)
 
+    remats: dict[RematMode, Mapping[keras.Layer, Wrap]] = field(default_factory=dict)
     contents: dict[int, tuple[Source, str]] = field(default_factory=dict)
     labels: dict[int, tuple[Source, np.ndarray]] = field(default_factory=dict)
 
@@ -172,7 +176,19 @@ class Feeder:
 
     def _forward(self, phase: Phase) -> Forward:
         policy = "follow" if phase.batch_norm == "reestimated" else phase.batch_norm
-        return replace(self.forward, batch_norm=policy, frozen_dropout=phase.frozen_dropout)
+        return replace(
+            self.forward,
+            batch_norm=policy,
+            frozen_dropout=phase.frozen_dropout,
+            remat=self._remat(self.recipe.runtime.remat),
+        )
+
+    def _remat(self, mode: RematMode) -> Mapping[keras.Layer, Wrap]:
+        """What a backward pass computes anew; found once, by a run of the network."""
+        if mode not in self.shared.remats:
+            body = self.model.keras.get_layer("backbone")
+            self.shared.remats[mode] = rematerialised(body, mode)
+        return self.shared.remats[mode]
 
     def _start(self, phase: ResolvedPhase, images: jax.ShapeDtypeStruct) -> tuple[Cut | None, str]:
         """Where the phase's steps start, or why from the images."""

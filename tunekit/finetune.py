@@ -49,6 +49,7 @@ def finetune(
     blocks: int | None = None,
     precision: Dtype = "float32",
     quantize: Quantization | None = None,
+    remat: Literal["none", "blocks", "full"] = "none",
     validation: Any = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -94,6 +95,7 @@ def finetune(
         blocks: of the backbone to keep, from the first; all by default.
         precision: of weights and computations.
         quantize: packs the frozen kernels: "int8", "int4" or "nf4".
+        remat: what the backward pass computes anew to save memory: "blocks", or "full".
         validation: a path, (images, labels), or the fraction of the training data set aside.
         seed: of everything random.
         out: folder for checkpoints and the result.

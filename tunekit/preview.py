@@ -15,7 +15,8 @@ from tunekit.durations import Duration
 from tunekit.errors import Issue, RecipeError
 from tunekit.methods.spec import default_train, without_data
 from tunekit.models.depth import Group
-from tunekit.models.model import Model, load_model
+from tunekit.models.loading import load_model
+from tunekit.models.model import Model
 from tunekit.models.trainable import put, resolve_trainable
 from tunekit.plans.builders import expand_plan
 from tunekit.plans.phase import Phase

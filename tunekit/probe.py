@@ -24,7 +24,8 @@ from tunekit.evaluation.drafted_plan import Depth, Evidence, drafted_plan
 from tunekit.evaluation.gradient_noise import GradientNoise, gradient_noise
 from tunekit.evaluation.linear_probe import LinearProbe, fit_probes
 from tunekit.finetune import in_memory
-from tunekit.models.model import Model, load_model
+from tunekit.models.loading import load_model
+from tunekit.models.model import Model
 from tunekit.models.spec import Dtype
 from tunekit.plans.phase import Phase
 from tunekit.recipe import Recipe

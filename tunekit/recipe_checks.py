@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunekit.errors import Issue
-from tunekit.methods.spec import refusal, refusal_of_builder
+from tunekit.methods.spec import LoRA, Plain, refusal, refusal_of_builder
 from tunekit.models.selection import syntax_issues
 from tunekit.plans.builders_rates import Discriminative, LayerDecay
 from tunekit.plans.phase import Phase
@@ -33,6 +33,7 @@ def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
     yield from _of_first_schedule(recipe)
     yield from _of_class_weights(recipe)
     yield from _of_precision(recipe)
+    yield from _of_quantize(recipe)
     yield from _of_cache(recipe)
 
 
@@ -93,6 +94,22 @@ def _of_precision(recipe: Recipe) -> Iterator[Contradiction]:
         )
         keys = ("backbone", "dtype")
         yield Contradiction(Issue(dotted(keys), message), (keys,))
+
+
+def _of_quantize(recipe: Recipe) -> Iterator[Contradiction]:
+    mode = recipe.backbone.quantize
+    if mode is not None and recipe.method == Plain("full"):
+        message = (
+            f"kernels packed as {mode} cannot train, and method 'full' trains them; set method: "
+            "lora, or leave quantize out."
+        )
+        yield Contradiction(Issue("backbone.quantize", message), (("backbone",), ("method",)))
+    if isinstance(recipe.method, LoRA) and recipe.method.init == "loftq" and mode is None:
+        message = (
+            "'loftq' begins with what quantisation takes away; set backbone.quantize to nf4, int4 "
+            "or int8, or leave init out."
+        )
+        yield Contradiction(Issue("method.init", message), (("backbone",), ("method",)))
 
 
 def _of_cache(recipe: Recipe) -> Iterator[Contradiction]:

@@ -51,6 +51,7 @@ _FIELDS = {
     "seed": "seed",
     "out": "runtime.out",
     "resume": "runtime.resume",
+    "remat": "runtime.remat",
     "progress": "runtime.progress",
 }
 _SPECS = {

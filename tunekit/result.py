@@ -40,7 +40,7 @@ RUN_FOLDER = "checkpoints"
 """Marks the folder of a run that has not saved its result yet."""
 MARKS = (MODEL_FILE, RUN_FOLDER)
 """A folder with one of these in it is tunekit's to write to."""
-FORMAT = 1
+FORMAT = 2
 """Raised when an older tunekit could not read what this one writes."""
 LARGEST_BATCH = 32
 
@@ -149,7 +149,7 @@ class Result:
                 "task": asdict(self.task),
             }
             write_json(new / MODEL_FILE, description)
-            saved.write_weights(new / WEIGHTS_FILE, self.model.variables())
+            saved.write_weights(new / WEIGHTS_FILE, self.model)
             # safetensors makes files that only their owner may read.
             shutil.copymode(new / MODEL_FILE, new / WEIGHTS_FILE)
             (new / RECIPE_FILE).write_text(_yaml(self.recipe), encoding="utf-8")
@@ -179,7 +179,7 @@ def load(folder: str | Path) -> Result:
     _check_format(folder, description)
     _warn_of_other_versions(folder, description["versions"])
     model = saved.rebuilt(description)
-    saved.read_weights(folder / WEIGHTS_FILE, model.variables())
+    saved.read_weights(folder / WEIGHTS_FILE, model)
     task = description["task"]
     weights = task["class_weights"]
     task |= {

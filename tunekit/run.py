@@ -20,7 +20,8 @@ from tunekit.evaluation.audit import audit
 from tunekit.feeds import Feeder
 from tunekit.folder import check_replaceable
 from tunekit.methods.spec import LoRA, default_train, rate_factor
-from tunekit.models.model import Model, load_model
+from tunekit.models.loading import load_model
+from tunekit.models.model import Model
 from tunekit.models.spec import HeadSpec
 from tunekit.models.trainable import put, resolve_trainable
 from tunekit.plans.builders import expand_plan

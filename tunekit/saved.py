@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,29 @@ import safetensors
 import safetensors.numpy
 
 from tunekit.errors import ModelError, did_you_mean
-from tunekit.models import hub
+from tunekit.methods.adapter import Adapter
+from tunekit.methods.part_files import (
+    parts_from_json,
+    parts_to_json,
+    spec_from_json,
+    spec_to_json,
+)
+from tunekit.models import adapted, hub
+from tunekit.models.adapters import (
+    AdapterSet,
+    Entry,
+    described_head,
+    head_from_json,
+    head_spec_from_json,
+)
 from tunekit.models.backbone import Backbone
-from tunekit.models.forward import Forward
 from tunekit.models.initialisation import without_values
 from tunekit.models.model import Model
 from tunekit.models.preprocessing import ImagePreprocessing
-from tunekit.models.spec import HeadSpec
+from tunekit.models.token_graph import TiedHead, language_head
+
+_HEADS = "adapter_heads/"
+"""Before the names of the values of heads that adapters remember."""
 
 
 def described(model: Model) -> dict[str, Any]:
@@ -33,21 +49,44 @@ def described(model: Model) -> dict[str, Any]:
         ModelError: a layer cannot be described.
     """
     backbone = model.backbone
+    preprocessing = backbone.preprocessing
     return {
         "backbone": {
             "architecture": _architecture(backbone.keras),
             "dtype": backbone.keras.dtype_policy.name,
-            "preprocessing": backbone.preprocessing.to_json(),
+            "preprocessing": preprocessing and preprocessing.to_json(),
             "features": backbone.features,
             "prefix_tokens": backbone.prefix_tokens,
             "family": backbone.family,
             "source": backbone.source,
             "license": backbone.license,
+            "takes": backbone.takes,
+            "vocabulary": backbone.vocabulary,
+            "max_length_tokens": backbone.max_length_tokens,
         },
+        "language_head": None
+        if backbone.language_head is None
+        else {"tied": isinstance(backbone.language_head, TiedHead)},
+        "quantize": model.quantization,
         "labels": list(model.labels),
         "head": asdict(model.head_spec),
         "multi_label": model.multi_label,
+        "adapters": {
+            name: {
+                "spec": spec_to_json(entry.adapter.spec),
+                "parts": parts_to_json(entry.adapter.parts),
+                "head": entry.head and described_head(entry.head),
+            }
+            for name, entry in _apart(model).items()
+        },
+        "active": [list(pair) for pair in model.adapters.active],
     }
+
+
+def _apart(model: Model) -> dict[str, Entry]:
+    """The adapters that are not in the network's own values, which are saved as they are."""
+    merged = dict(model.adapters.merged)
+    return {name: entry for name, entry in model.adapters.entries.items() if name not in merged}
 
 
 def rebuilt(description: Mapping[str, Any]) -> Model:
@@ -59,14 +98,29 @@ def rebuilt(description: Mapping[str, Any]) -> Model:
     facts = dict(description["backbone"])
     with _policy(facts.pop("dtype")):
         body = _built(facts.pop("architecture"))
-    preprocessing = ImagePreprocessing.from_json(facts.pop("preprocessing"))
-    head = dict(description["head"])
-    return Model(
-        Backbone(keras=body, preprocessing=preprocessing, **facts),
+        head = description.get("language_head")
+        own_head = None if head is None else language_head(body, tied=head["tied"])
+    given = facts.pop("preprocessing")
+    preprocessing = None if given is None else ImagePreprocessing.from_json(given)
+    backbone = Backbone(keras=body, preprocessing=preprocessing, language_head=own_head, **facts)
+    model = Model(
+        backbone,
         description["labels"],
-        HeadSpec(**{**head, "hidden": tuple(head["hidden"])}),
+        head_spec_from_json(description["head"]),
         multi_label=description["multi_label"],
     )
+    if (mode := description.get("quantize")) is not None:
+        adapted.quantize(model, mode, structure_only=True)
+    entries = {name: _entry(each) for name, each in description.get("adapters", {}).items()}
+    active = tuple((name, float(weight)) for name, weight in description.get("active", ()))
+    return model.take_adapters(AdapterSet(entries, active))
+
+
+def _entry(description: Mapping[str, Any]) -> Entry:
+    parts = parts_from_json(description["parts"])
+    adapter = Adapter.blank(spec_from_json(description["spec"]), parts)
+    head = description["head"]
+    return Entry(adapter, None if head is None else head_from_json(head))
 
 
 def check_same(model: Model, copy: Model) -> None:
@@ -75,10 +129,9 @@ def check_same(model: Model, copy: Model) -> None:
     Raises:
         ModelError: what differs.
     """
-    for (name, ours), theirs in zip(
-        model.variables().items(), copy.variables().values(), strict=True
-    ):
-        if np.asarray(ours.value).tobytes() != np.asarray(theirs.value).tobytes():
+    theirs = arrays(copy)
+    for name, ours in arrays(model).items():
+        if np.asarray(ours).tobytes() != np.asarray(theirs[name]).tobytes():
             raise ModelError(f"{name} reads back with other values than it was written with")
     (text, constants), (text_copy, constants_copy) = _program(model), _program(copy)
     if text != text_copy or constants != constants_copy:
@@ -90,26 +143,42 @@ def check_same(model: Model, copy: Model) -> None:
 
 def _program(model: Model) -> tuple[str, list[bytes]]:
     """The forward pass as JAX traces it, and the constants in it; nothing is compiled."""
-    forward = Forward.of(model.keras)
+    forward = model.forward()
     values = {name: jax.ShapeDtypeStruct(v.shape, v.dtype) for name, v in forward.variables.items()}
-    pixels = jax.ShapeDtypeStruct((1, *model.preprocessing.image_size_px, 3), "float32")
-    traced = jax.make_jaxpr(lambda v, x: forward(v, x, training=False)[0])(values, pixels)
+    traced = jax.make_jaxpr(lambda v, x: forward(v, x, training=False)[0])(values, _inputs(model))
     text = re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr))  # addresses of functions
     return text, [np.asarray(constant).tobytes() for constant in traced.consts]
 
 
-def write_weights(path: Path, variables: Mapping[str, keras.Variable]) -> None:
-    """Writes every variable under its structural name, in its own dtype, as safetensors."""
+def _inputs(model: Model) -> Any:
+    if model.backbone.takes == "tokens":
+        row = jax.ShapeDtypeStruct((1, 8), "int32")
+        return {"token_ids": row, "padding_mask": row}
+    return jax.ShapeDtypeStruct((1, *model.preprocessing.image_size_px, 3), "float32")
+
+
+def arrays(model: Model) -> dict[str, Any]:
+    """Returns all values of the model: its variables' and those of heads that adapters remember."""
+    merged = tuple(f"adapters/{name}/" for name, _ in model.adapters.merged)
+    found = {n: v.value for n, v in model.variables().items() if not n.startswith(merged)}
+    for name, entry in _apart(model).items():
+        values = entry.head.values if entry.head else {}
+        found |= {f"{_HEADS}{name}/{leaf}": value for leaf, value in values.items()}
+    return found
+
+
+def write_weights(path: Path, model: Model) -> None:
+    """Writes every value under its structural name, in its own dtype, as safetensors."""
     # safetensors copies raw memory, so a strided array would be written scrambled.
-    arrays = {name: np.asarray(v.value, order="C") for name, v in variables.items()}
-    safetensors.numpy.save_file(arrays, path, metadata={"format": "tunekit"})
+    values = {name: np.asarray(value, order="C") for name, value in arrays(model).items()}
+    safetensors.numpy.save_file(values, path, metadata={"format": "tunekit"})
 
 
-def read_weights(path: Path, variables: Mapping[str, keras.Variable]) -> None:
-    """Fills the variables from the file, all of them or none.
+def read_weights(path: Path, model: Model) -> None:
+    """Fills the model from the file, whole or not at all.
 
     Raises:
-        ModelError: the file is missing or damaged, or its tensors are not those of the variables.
+        ModelError: the file is missing or damaged, or its tensors are not those of the model.
     """
     try:
         tensors = safetensors.numpy.load_file(path)
@@ -117,12 +186,23 @@ def read_weights(path: Path, variables: Mapping[str, keras.Variable]) -> None:
         raise ModelError(f"{path} is missing; the folder is no whole save") from None
     except safetensors.SafetensorError as error:
         raise ModelError(f"{path} is damaged ({error}); restore it from a copy") from error
-    wrong = _differences(tensors, variables)
+    variables = model.variables()
+    wrong = _differences({n: t for n, t in tensors.items() if not n.startswith(_HEADS)}, variables)
     if wrong:
         shown = "\n  ".join(wrong[:10] + ([f"and {len(wrong) - 10} more"] if wrong[10:] else []))
         raise ModelError(f"{path} does not fit the model beside it:\n  {shown}")
     for name, variable in variables.items():
         variable.assign(tensors[name])
+    adapters = model.adapters
+    for name, entry in adapters.entries.items():
+        if entry.head is not None:
+            start = f"{_HEADS}{name}/"
+            values: Any = {
+                n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)
+            }
+            head = replace(entry.head, values=values)
+            adapters = adapters.with_entry(name, replace(entry, head=head))
+    model.take_adapters(adapters)
 
 
 def _differences(

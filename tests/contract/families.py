@@ -8,7 +8,8 @@ import keras
 import numpy as np
 
 from tunekit.models import hub
-from tunekit.models.model import Model, load_model
+from tunekit.models.loading import load_model
+from tunekit.models.model import Model
 
 SIDE_PX = 32
 LABELS = ("blue", "green", "red")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sklearn.datasets import load_sample_images
 
-from tunekit.models.model import load_model
+from tunekit.models.loading import load_model
 from tunekit.result import Result
 from tunekit.tasks.image_classification import ImageClassification
 

@@ -19,7 +19,6 @@ import transformers
 
 from tests.reference import text_folders as text
 
-
 _CONFIGS = {**text.CONFIGS, **text.CLASSIFIERS}
 
 

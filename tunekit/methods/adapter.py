@@ -44,6 +44,14 @@ class Adapter:
         }
         return cls(spec, parts, variables)
 
+    @classmethod
+    def blank(cls, spec: AdapterSpec, parts: Iterable[Part]) -> Adapter:
+        """Returns the adapter of these parts with zeros, for values to be read into."""
+        return cls.of(
+            spec,
+            (Placed(part, {x.name: np.zeros(x.shape) for x in part.leaves}) for part in parts),
+        )
+
     @property
     def roles(self) -> dict[str, Role]:
         """Of each variable."""

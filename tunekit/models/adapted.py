@@ -25,6 +25,7 @@ from tunekit.methods.quantize import (
     is_quantized,
     quantization_residual,
     quantize_layers,
+    quantize_structure,
     repacked,
 )
 from tunekit.methods.spec import AdapterSpec, LoRA, adapter_spec
@@ -62,7 +63,7 @@ def add(
         if quantize is None
         else lambda matrix: np.asarray(quantization_residual(matrix, quantize)[0]),
     )
-    return model._take_adapters(_with_present_head(model).added(name, adapter))
+    return model.take_adapters(_with_present_head(model).added(name, adapter))
 
 
 def activate(model: Model, names: Named) -> Model:
@@ -74,7 +75,7 @@ def activate(model: Model, names: Named) -> Model:
         _put_head(model, head)
         last = next(name for name in reversed(weights) if adapters[name].head is head)
         adapters = adapters.with_entry(last, replace(adapters[last], head=None))
-    return model._take_adapters(adapters)
+    return model.take_adapters(adapters)
 
 
 def _with_present_head(model: Model) -> AdapterSet:
@@ -126,7 +127,7 @@ def load(model: Model, folder: Path, name: str | None, *, check_base: bool) -> M
     adapters = _with_present_head(model).added(name, loaded.adapter)
     if loaded.head is not None:
         _put_head(model, loaded.head)
-    return model._take_adapters(adapters)
+    return model.take_adapters(adapters)
 
 
 def combine_into(
@@ -157,7 +158,7 @@ def combine_into(
         targets=tuple(combined),
         within="all",
     )
-    return model._take_adapters(_with_present_head(model).added(name, Adapter.of(spec, placed)))
+    return model.take_adapters(_with_present_head(model).added(name, Adapter.of(spec, placed)))
 
 
 def _factors(name: str, adapter: Adapter) -> dict[str, Factors]:
@@ -204,7 +205,7 @@ def merge(model: Model, items: Inputs | None, least_agreement: float) -> Model:
     for name, value in changed.items():
         variables[name].assign(value)
     adapters = model.adapters
-    return model._take_adapters(
+    return model.take_adapters(
         replace(adapters, active=(), merged=adapters.active, before_merge=before)
     )
 
@@ -223,12 +224,14 @@ def forecast_of(model: Model, items: Inputs) -> MergeForecast:
     return merge_forecast(jnp.asarray(apart), jnp.asarray(merged), weights)
 
 
-def quantize(model: Model, mode: Quantization) -> QuantizationReport:
-    """See `Model.quantize`."""
+def quantize(
+    model: Model, mode: Quantization, *, structure_only: bool = False
+) -> QuantizationReport | None:
+    """See `Model.quantize`; `structure_only` makes room for packed values and packs none."""
     model.adapters.check_not_merged("quantize")
     names = layer_names(model.keras).items()
     layers = {name: layer for name, layer in names if name.startswith("backbone/")}
-    report = quantize_layers(layers, mode)
+    report = (quantize_structure if structure_only else quantize_layers)(layers, mode)
     # Programs and groups are of the variables that were.
     model._inference, model._groups = Inference(model.keras), None
     model.features = None
@@ -274,7 +277,7 @@ def unmerge(model: Model) -> Model:
     variables = structural_names(model.keras)
     for name, value in adapters.before_merge.items():
         variables[name].assign(value)
-    return model._take_adapters(
+    return model.take_adapters(
         replace(adapters, active=adapters.merged, merged=(), before_merge={})
     )
 

@@ -7,11 +7,10 @@ network that it was trained on, and the recipe. PEFT and what reads its files pa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 import safetensors.numpy
 
@@ -31,9 +30,8 @@ from tunekit.methods.peft_files import CONFIG, TENSORS, PeftFiles, listed, read_
 from tunekit.methods.peft_import import to_leaves
 from tunekit.methods.peft_names import is_known
 from tunekit.methods.spec import IA3, AdapterSpec, LoRA, VeRA
-from tunekit.models.adapters import Entry, SavedHead
+from tunekit.models.adapters import Entry, SavedHead, described_head, head_from_json
 from tunekit.models.head_tensors import head_tensors, saved_head
-from tunekit.models.spec import HeadSpec
 from tunekit.models.targets import places_of
 from tunekit.names import layer_names, structural_names
 
@@ -80,13 +78,6 @@ def save(
             own = {n: v for n, v in own.items() if not n.startswith("adapter/")}
         contiguous = {name: np.array(value, order="C") for name, value in own.items()}
         safetensors.numpy.save_file(contiguous, new / OWN_TENSORS, metadata={"format": "tunekit"})
-        described = None
-        if head is not None:
-            described = {
-                "labels": head.labels,
-                "spec": asdict(head.spec),
-                "multi_label": head.multi_label,
-            }
         description = {
             "format": FORMAT,
             "spec": spec_to_json(adapter.spec),
@@ -96,7 +87,7 @@ def save(
                 "family": model.backbone.family,
                 "samples": _samples(model),
             },
-            "head": described,
+            "head": None if head is None else described_head(head),
             "recipe": recipe,
         }
         write_json(new / OWN, description)
@@ -200,16 +191,10 @@ def _from_parts(
     ]
     if wrong:
         raise ModelError(f"{folder / OWN_TENSORS} is not whole:\n  {listed(wrong)}")
-    variables = {
-        name: keras.Variable(
-            found[name],
-            dtype=leaf.dtype,
-            trainable=leaf.role == "weight",
-            autocast=False,
-        )
-        for name, leaf in leaves.items()
-    }
-    return Adapter(spec_from_json(own["spec"]), parts, variables)
+    adapter = Adapter.blank(spec_from_json(own["spec"]), parts)
+    for name, variable in adapter.variables.items():
+        variable.assign(found[name])
+    return adapter
 
 
 def _check_places(model: Model, folder: Path, parts: tuple[Part, ...]) -> None:
@@ -232,12 +217,9 @@ def _own_tensors(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _own_head(own: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> SavedHead | None:
-    described = own["head"]
-    if described is None:
+    if own["head"] is None:
         return None
-    spec = {k: tuple(v) if isinstance(v, list) else v for k, v in described["spec"].items()}
-    values: Any = {name: t for name, t in tensors.items() if name.startswith("heads/")}
-    return SavedHead(tuple(described["labels"]), HeadSpec(**spec), described["multi_label"], values)
+    return head_from_json(own["head"], {n: t for n, t in tensors.items() if n.startswith("heads/")})
 
 
 def _samples(model: Model) -> dict[str, list[float]]:

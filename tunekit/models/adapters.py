@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -152,3 +153,29 @@ def weights_of(names: Named) -> dict[str, float]:
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise ModelError(f"the adapter {twice[0]!r} is named twice.")
     return dict.fromkeys(names, 1.0)
+
+
+def described_head(head: SavedHead) -> dict[str, Any]:
+    """Returns a head but its values, as JSON values."""
+    return {
+        "labels": list(head.labels),
+        "spec": asdict(head.spec),
+        "multi_label": head.multi_label,
+    }
+
+
+def head_from_json(
+    description: Mapping[str, Any], values: Mapping[str, Any] | None = None
+) -> SavedHead:
+    """Returns the head that `described_head` gave, with these values."""
+    return SavedHead(
+        tuple(description["labels"]),
+        head_spec_from_json(description["spec"]),
+        description["multi_label"],
+        values or {},
+    )
+
+
+def head_spec_from_json(description: Mapping[str, Any]) -> HeadSpec:
+    """Returns the spec whose fields these are, lists for tuples."""
+    return HeadSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in description.items()})

@@ -59,6 +59,8 @@ class Forward:
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     """What is put on the model, by the prefix of its values' names; a later one round an earlier
     one."""
+    remat: Mapping[keras.Layer, Wrap] = field(default_factory=dict, repr=False)
+    """What is computed anew in a backward pass (``tunekit.models.remat``)."""
     per_example: bool = False
     """Whether the adapters' values have a leading axis [B], one adapter an example."""
 
@@ -145,6 +147,7 @@ class Forward:
             intercept(self._kernels()),
             intercept(self._modes(trainable) if training else {}),
             self._adapted(given, training=training),
+            intercept(self.remat if training else {}),
         ):
             outputs = self.model(inputs, training=training)
         updates = {}

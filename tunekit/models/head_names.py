@@ -1,4 +1,4 @@
-"""The classifiers of Hugging Face's models: which layers they are, and what their tensors are called.
+"""The classifiers of Hugging Face's models: their layers, and the names of their tensors.
 
 A linear layer on pooled features; between the two, in the encoders of texts, a hidden layer.
 """
@@ -26,12 +26,12 @@ class HeadNames:
     bias: bool = True
     """Whether each logit has a bias."""
 
-    def spec(self, width: int | None) -> HeadSpec:
-        """Returns what builds it, with a hidden layer of `width`, if it has one."""
+    def spec(self, dim: int) -> HeadSpec:
+        """Returns what builds it on features of width `dim`."""
         return HeadSpec(
             kind="mlp" if self.hidden else "linear",
             pooling=self.pooling,
-            hidden=(width,) if self.hidden and width else (),
+            hidden=(dim,) if self.hidden else (),
             activation=self.activation,
             bias=self.bias,
         )

@@ -2,21 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from tunekit.errors import ModelError
-from tunekit.models import applications, bundled, functional, hub, hub_text, huggingface, timm
-from tunekit.models.backbone import Backbone
+from tunekit.models import applications, bundled, functional, gguf, hub, hub_text, huggingface, timm
+from tunekit.models.backbone import Backbone, PretrainedHead
+from tunekit.models.cpu_memory import keep_freed_memory
 from tunekit.models.first_blocks import with_first_blocks
-from tunekit.models.spec import BackboneSpec
+from tunekit.models.labels import distinct
+from tunekit.models.model import Model
+from tunekit.models.spec import BackboneSpec, Dtype, HeadSpec, Quantization
 from tunekit.models.torch_weights import read_json
 
 _HUGGINGFACE = "hf://"
+
+
+def load_model(
+    source: str | Path | keras.Model,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    labels: Sequence[str] | None = None,
+    head: HeadSpec | str | None = None,
+    dtype: Dtype = "float32",
+    pretrained: bool = True,
+    blocks: int | None = None,
+    quantize: Quantization | None = None,
+    seed: int = 0,
+) -> Model:
+    """Returns the model that `source` names, ready to predict or to be fine-tuned.
+
+    With `labels` it has a fresh head. Without, it has the classifier that came with the weights;
+    or no head, where there came none or `head` asks for another: `finetune` then makes it.
+
+    Args:
+        source: bundled name, preset, folder, "keras.applications:Name", or functional keras.Model.
+        image_size: side, or (height, width), in pixels; `None` is that of the pretraining.
+        labels: names of the classes.
+        head: a HeadSpec, or a kind: "linear", "mlp", "cosine".
+        dtype: precision of the backbone; the head is always float32.
+        pretrained: False gives the same architecture with fresh weights.
+        blocks: how many blocks to keep, from the first; `None` keeps all.
+        quantize: how the backbone's kernels are packed: "int8", "int4" or "nf4".
+        seed: of everything fresh.
+
+    Raises:
+        ModelError: the source cannot be loaded, or the head does not fit it.
+
+    Example:
+        >>> len(load_model("efficientnet_lite0").labels)
+        1000
+    """
+    keep_freed_memory()
+    spec = BackboneSpec(str(source), image_size, dtype, pretrained, blocks)
+    backbone = load_backbone(source, spec, seed=seed)
+    if labels is not None or head is not None or backbone.pretrained_head is None:
+        model = Model(backbone, labels or (), head, seed=seed)
+    else:
+        model = with_own_head(backbone, backbone.pretrained_head)
+    if quantize is not None:
+        model.quantize(quantize)
+    return model
+
+
+def with_own_head(backbone: Backbone, own: PretrainedHead) -> Model:
+    """Returns `backbone` with the classifier that came with its weights."""
+    spec = HeadSpec(pooling="auto" if own.pooling == "none" else own.pooling)
+    values = {"logits/kernel": own.kernel}
+    if own.bias is not None:
+        values["logits/bias"] = own.bias
+    if layer := own.hidden:
+        values |= {"hidden_0/kernel": layer.kernel, "hidden_0/bias": layer.bias}
+        spec = replace(spec, kind="mlp", hidden=layer.bias.shape, activation=layer.activation)
+    model = Model(backbone, distinct(own.labels), replace(spec, bias=own.bias is not None))
+    variables = model.variables()
+    for name, value in values.items():
+        variables[f"heads/label/{name}"].assign(value)
+    return model
 
 
 def load_backbone(
@@ -62,11 +129,14 @@ def _load(source: str | Path | keras.Model, spec: BackboneSpec, seed: int) -> Ba
     path = _snapshot(name) if name.startswith(_HUGGINGFACE) else Path(name).expanduser()
     if path.is_dir():
         return _load_folder(path, spec, seed)
+    if path.is_file() and path.suffix == ".gguf":
+        with gguf.as_folder(path) as folder:
+            return replace(_load_folder(folder, spec, seed), source=str(path))
     if path.is_file() and path.suffix == ".keras":
         model: Any = keras.models.load_model(path, compile=False)
         return functional.load_model(model, spec, seed=seed)
     if "://" not in name and (isinstance(source, Path) or "/" in name or name.startswith(".")):
-        raise ModelError(f"there is no folder and no .keras file at {path}.")
+        raise ModelError(f"there is no folder, .gguf or .keras file at {path}.")
     return hub.load_preset(name, spec, seed=seed)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import keras
@@ -21,18 +21,15 @@ from tunekit.methods.spec import AdapterSpec
 from tunekit.models import adapted
 from tunekit.models.adapters import AdapterSet, Named
 from tunekit.models.assembly import assemble, keep_rows, named_backbone, weights_of
-from tunekit.models.backbone import Backbone, PretrainedHead
-from tunekit.models.cpu_memory import keep_freed_memory
+from tunekit.models.backbone import Backbone
 from tunekit.models.depth import Group, depth_groups, with_adapters
 from tunekit.models.forward import Forward
 from tunekit.models.heads import build_head, checked_labels, head_spec
 from tunekit.models.inference import Inference, renamed, slots
 from tunekit.models.inputs import Inputs, batches
-from tunekit.models.labels import distinct
 from tunekit.models.layer_tree import LayerTree, layer_tree
-from tunekit.models.loading import load_backbone
 from tunekit.models.preprocessing import ImagePreprocessing
-from tunekit.models.spec import BackboneSpec, Dtype, HeadSpec, Quantization
+from tunekit.models.spec import HeadSpec, Quantization
 from tunekit.names import layer_names, structural_names, variable_roles
 
 _HEAD = "label"
@@ -270,7 +267,7 @@ class Model:
         Raises:
             ModelError: there is none of that name, or it is merged.
         """
-        return self._take_adapters(self.adapters.without(name))
+        return self.take_adapters(self.adapters.without(name))
 
     def set_adapter(self, names: Named) -> Model:
         """Makes these adapters the ones that act, with the head of the last; returns the model.
@@ -290,11 +287,11 @@ class Model:
     def adapters_disabled(self) -> Iterator[Model]:
         """Within the block no adapter acts; the head stays."""
         before = self.adapters
-        self._take_adapters(replace(before, active=()))
+        self.take_adapters(replace(before, active=()))
         try:
             yield self
         finally:
-            self._take_adapters(replace(self.adapters, active=before.active))
+            self.take_adapters(replace(self.adapters, active=before.active))
 
     def save_adapter(self, folder: str | Path, name: str | None = None, recipe: Any = None) -> Path:
         """Writes an adapter with its head to a folder, and returns the folder.
@@ -391,7 +388,9 @@ class Model:
         Raises:
             ModelError: an adapter is merged, or no kernel can be packed.
         """
-        return adapted.quantize(self, mode)
+        report = adapted.quantize(self, mode)
+        assert report is not None
+        return report
 
     @property
     def quantization(self) -> Quantization | None:
@@ -406,7 +405,8 @@ class Model:
         """
         return adapted.unmerge(self)
 
-    def _take_adapters(self, adapters: AdapterSet) -> Model:
+    def take_adapters(self, adapters: AdapterSet) -> Model:
+        """Puts another set of adapters in the place of the present one; returns the model."""
         self.adapters, self._groups = adapters, None
         return self
 
@@ -432,61 +432,3 @@ class Model:
             seed=seed,
             prefix_tokens=self.backbone.prefix_tokens,
         )
-
-
-def load_model(
-    source: str | Path | keras.Model,
-    *,
-    image_size: int | tuple[int, int] | None = None,
-    labels: Sequence[str] | None = None,
-    head: HeadSpec | str | None = None,
-    dtype: Dtype = "float32",
-    pretrained: bool = True,
-    blocks: int | None = None,
-    quantize: Quantization | None = None,
-    seed: int = 0,
-) -> Model:
-    """Returns the model that `source` names, ready to predict or to be fine-tuned.
-
-    With `labels` it has a fresh head. Without, it has the classifier that came with the weights;
-    or no head, where there came none or `head` asks for another: `finetune` then makes it.
-
-    Args:
-        source: bundled name, preset, folder, "keras.applications:Name", or functional keras.Model.
-        image_size: side, or (height, width), in pixels; `None` is that of the pretraining.
-        labels: names of the classes.
-        head: a HeadSpec, or a kind: "linear", "mlp", "cosine".
-        dtype: precision of the backbone; the head is always float32.
-        pretrained: False gives the same architecture with fresh weights.
-        blocks: how many blocks to keep, from the first; `None` keeps all.
-        quantize: how the backbone's kernels are packed: "int8", "int4" or "nf4".
-        seed: of everything fresh.
-
-    Raises:
-        ModelError: the source cannot be loaded, or the head does not fit it.
-
-    Example:
-        >>> len(load_model("efficientnet_lite0").labels)
-        1000
-    """
-    keep_freed_memory()
-    spec = BackboneSpec(str(source), image_size, dtype, pretrained, blocks)
-    backbone = load_backbone(source, spec, seed=seed)
-    if labels is not None or head is not None or backbone.pretrained_head is None:
-        model = Model(backbone, labels or (), head, seed=seed)
-    else:
-        model = with_own_head(backbone, backbone.pretrained_head)
-    if quantize is not None:
-        model.quantize(quantize)
-    return model
-
-
-def with_own_head(backbone: Backbone, own: PretrainedHead) -> Model:
-    """Returns `backbone` with the classifier that came with its weights."""
-    pooling = "auto" if own.pooling == "none" else own.pooling
-    # "token+avg" is what some checkpoints come with.
-    model = Model(backbone, distinct(own.labels), HeadSpec(pooling=cast(Any, pooling)))
-    variables = model.variables()
-    variables["heads/label/logits/kernel"].assign(own.kernel)
-    variables["heads/label/logits/bias"].assign(own.bias)
-    return model

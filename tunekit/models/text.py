@@ -92,9 +92,7 @@ class _Parts:
     pooler: HiddenLayer | None = None
 
 
-def _built(
-    folder: Path, config: Config, family: _Family, spec: BackboneSpec, seed: int
-) -> _Parts:
+def _built(folder: Path, config: Config, family: _Family, spec: BackboneSpec, seed: int) -> _Parts:
     """The body of `spec.blocks` blocks, with the heads that stand on all of them."""
     tied, ignored = _tied(config, family), family.ignored
     is_whole = spec.blocks is None or spec.blocks >= config[family.depth]

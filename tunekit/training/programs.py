@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from tunekit.models.cpu_memory import LARGEST_KEPT_BYTES, return_freed_memory
 from tunekit.models.forward import Forward
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.resolve import ResolvedPhase
@@ -124,4 +125,7 @@ class Programs:
         since = time.perf_counter()
         program = lowered.compile()
         self.seconds += time.perf_counter() - since
+        memory = program.memory_analysis()
+        if memory is not None and memory.temp_size_in_bytes > LARGEST_KEPT_BYTES:
+            return_freed_memory()
         return program

@@ -30,6 +30,9 @@ class RuntimeSpec:
     """Validation metric that says which weights are best."""
     restore_best: bool = True
     """Ends with the weights of the best evaluation, not with the last."""
+    remat: Literal["none", "blocks", "full"] = "none"
+    """What of the forward pass is computed anew for the backward pass, to save memory: nothing;
+    each block, from its inputs; also the whole backbone, from its own."""
     progress: Literal["auto", "rich", "plain", "none"] = "auto"
     """A progress bar, plain lines or silence; auto: a bar on a terminal, else lines."""
 

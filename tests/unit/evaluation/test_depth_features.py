@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tunekit.evaluation.depth_features import DepthFeatures
-from tunekit.models.model import load_model
+from tunekit.models.loading import load_model
 
 SIDE_PX = 16
 

@@ -160,7 +160,7 @@ def test_a_preset_that_cannot_be_fetched_says_so(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("source", ["./nowhere/vit", Path("nowhere"), "~/nowhere/vit"])
 def test_a_folder_that_is_not_there_is_no_preset_name(source: str | Path) -> None:
-    with pytest.raises(ModelError, match="there is no folder and no .keras file at .*nowhere"):
+    with pytest.raises(ModelError, match="there is no folder, .gguf or .keras file at .*nowhere"):
         load_backbone(source, BackboneSpec())
 
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from tunekit.errors import DataError, ModelError
 from tunekit.models.backbone import Backbone, PretrainedHead
-from tunekit.models.model import Model, load_model, with_own_head
+from tunekit.models.loading import load_model, with_own_head
+from tunekit.models.model import Model
 from tunekit.models.preprocessing import ImagePreprocessing
 from tunekit.models.spec import HeadSpec
 

@@ -18,7 +18,8 @@ import pytest
 from tests.contract.families import FAMILIES, LABELS, SIDE_PX, fixed
 from tunekit.models import hub
 from tunekit.models.forward import Forward
-from tunekit.models.model import Model, load_model
+from tunekit.models.loading import load_model
+from tunekit.models.model import Model
 from tunekit.models.prefix import Cut, find_cut
 from tunekit.models.selection import resolve_selection
 

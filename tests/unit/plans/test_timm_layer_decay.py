@@ -11,7 +11,8 @@ import pytest
 from tunekit.models.backbone import Backbone
 from tunekit.models.hub import keras_hub
 from tunekit.models.initialisation import without_values
-from tunekit.models.model import Model, load_model
+from tunekit.models.loading import load_model
+from tunekit.models.model import Model
 from tunekit.models.preprocessing import ImagePreprocessing
 from tunekit.models.selection import resolve_selection
 from tunekit.plans.builders import expand_plan
