@@ -194,7 +194,7 @@ def merge(model: Model, items: Inputs | None, least_agreement: float) -> Model:
                 "some examples, of which it forecasts what changes, or least_agreement=0 and any."
             )
         forecast = forecast_of(model, items)
-        if forecast.agreement < least_agreement:
+        if forecast.top1_agreement < least_agreement:
             raise ModelError(
                 f"merging into the quantised backbone was not done: {forecast}, and expected at "
                 f"least {least_agreement:.1%} agreement. Keep the adapter apart, merge into a "
