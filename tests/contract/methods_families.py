@@ -83,16 +83,15 @@ def train(
     out: Path | None = None,
     resume: bool = False,
     cache: str | None = None,
-) -> None:
+) -> list[dict[str, Any]]:
     """Trains the method's adapter, put on the model first where it is not there; and the head.
 
-    Without weight decay, so that what has no gradient stays.
+    Without weight decay, so that what has no gradient stays. Returns what became of each phase.
     """
     if family in TEXTS:
         assert cache is None, "the cut is of images so far"
-        _train_texts(model, method, select, epochs, accumulate, optimizer, out, resume)
-        return
-    finetune(
+        return _train_texts(model, method, select, epochs, accumulate, optimizer, out, resume)
+    result = finetune(
         model,
         families.images(),
         method=method,
@@ -110,6 +109,7 @@ def train(
         cache=cache,
         progress="none",
     )
+    return result.report["phases"]
 
 
 def _train_texts(
@@ -121,7 +121,7 @@ def _train_texts(
     optimizer: str,
     out: Path | None,
     resume: bool,
-) -> None:
+) -> list[dict[str, Any]]:
     with model.restored_on_error():
         put(method, model, seed=SEED, inputs=[batch("bert")])
         forward, rows = model.forward(), Texts()
@@ -141,7 +141,7 @@ def _train_texts(
             open=lambda values: rows,
             accumulate=accumulate,
         )
-        Trainer(
+        trainer = Trainer(
             forward=forward,
             phases=[replace(phases[0], multipliers=rates)],
             feeds=[feed],
@@ -149,7 +149,8 @@ def _train_texts(
             runtime=RuntimeSpec(restore_best=False, out=str(out) if out else None, resume=resume),
             seed=SEED,
             checkpoints=Checkpoints(out, identity={}, keep=2) if out else None,
-        ).fit()
+        )
+        return trainer.fit().phases
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,33 @@ Two devices equal one is not among them: the trainer runs on one device so far.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import gc
+import resource
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+import tunekit
+from tests.contract import families
 from tests.contract.methods_families import (
     ALL,
+    IMAGES,
+    TEXTS,
+    Texts,
     batch,
     examples,
     fresh,
     train,
     values,
 )
+from tests.unit.methods import texts
+from tunekit.data.pipeline import Batches
 from tunekit.errors import ModelError, SelectionError
+from tunekit.methods.attach import attach
 from tunekit.methods.spec import (
     IA3,
     Bottleneck,
@@ -34,6 +46,8 @@ from tunekit.methods.spec import (
     is_adapter,
 )
 from tunekit.models.model import Model
+from tunekit.names import layer_names
+from tunekit.training.trainer import Trainer
 
 # KerasHub's own, of masks that its attention drops.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Layer 'attn':UserWarning")
@@ -205,3 +219,205 @@ def test_what_cannot_be_merged_says_so_and_changes_nothing(method, family):
     assert not case.model.adapters.merged
     assert_equal(before, values(case.model))
     np.testing.assert_array_equal(case.model.logits(examples(family)), apart)
+
+
+@every([("lora", family) for family in ("resnet", "dinov2", "bert", "llama")])
+def test_micro_batches_equal_one_batch(method, family):
+    """On networks without dropout, whose masks rightly depend on the micro-batch."""
+    results = []
+    for accumulate in (1, 4):
+        model = fresh(family)
+        train(model, family, METHODS[method], epochs=1, accumulate=accumulate, optimizer="sgd")
+        results.append(values(model))
+    for name in results[0]:
+        # The gradients are summed in another order.
+        np.testing.assert_allclose(results[0][name], results[1][name], atol=1e-6, err_msg=name)
+
+
+@every([(m, f) for m in ("lora", "houlsby") for f in IMAGES])
+def test_from_the_cached_outputs_of_the_frozen_blocks_training_is_the_same(method, family):
+    results, spec = [], replace(METHODS[method], within="last 1")
+    for cache in ("off", "ram"):
+        model = fresh(family)
+        phases = train(model, family, spec, cache=cache)
+        assert (phases[0]["start"] is not None) == (cache == "ram")
+        results.append(values(model))
+    for name in results[0]:
+        # XLA fuses the two programs differently.
+        np.testing.assert_allclose(results[0][name], results[1][name], atol=1e-5, err_msg=name)
+
+
+@every([("biased", family) for family in ALL])
+def test_resuming_equals_the_uninterrupted_run(method, family, tmp_path, monkeypatch):
+    """Of a LoRA with dropout, whose masks must go on where they were."""
+    whole, interrupted, resumed = fresh(family), fresh(family), fresh(family)
+    train(whole, family, METHODS[method], out=tmp_path / "whole")
+    end_pass = Trainer.end_pass
+
+    def killed(self, state, epoch, *rest):
+        end_pass(self, state, epoch, *rest)
+        raise OSError("killed")
+
+    monkeypatch.setattr(Trainer, "end_pass", killed)
+    with pytest.raises(OSError, match="killed"):
+        train(interrupted, family, METHODS[method], out=tmp_path / "killed")
+    monkeypatch.undo()
+    train(resumed, family, METHODS[method], out=tmp_path / "killed", resume=True)
+    assert_equal(values(whole), values(resumed))
+
+
+@every([(m, f) for m, f in CASES if m in ("lora", "dora", "prompt", "visual_prompt", "norm")])
+def test_an_error_in_training_leaves_the_model_as_it_was(method, family, monkeypatch):
+    model = fresh(family)
+    before, labels = values(model), model.labels
+    batches = Texts if family in TEXTS else Batches
+    whole = batches.epoch
+
+    def breaks(self, epoch, start_step=0):
+        for number, rows in enumerate(whole(self, epoch, start_step)):
+            if number == 1:
+                raise OSError("the disk is gone")
+            yield rows
+
+    monkeypatch.setattr(batches, "epoch", breaks)
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(model, family, METHODS[method])
+    assert (model.labels, dict(model.adapters.entries)) == (labels, {})
+    assert_equal(before, values(model))
+    assert np.isfinite(model.logits(examples(family))).all()
+
+
+@every(ADAPTED)
+def test_a_saved_adapter_does_the_same_after_loading(method, family, tmp_path):
+    model, items = trained(method, family).model, examples(family)
+    expected, before = model.logits(items), values(model)
+    model.save_adapter(tmp_path / "again")
+    model.load_adapter(tmp_path / "again")
+    try:
+        assert dict(model.adapters.active) == {"again": 1.0}
+        np.testing.assert_array_equal(model.logits(items), expected)
+    finally:
+        model.remove_adapter("again").set_adapter("own")
+    assert_equal(values(model), before)
+
+
+@every([(m, f) for m in ("lora", "dora", "biased") for f in ALL])
+def test_on_a_new_model_a_loaded_adapter_gives_the_same_bits(method, family, tmp_path):
+    case = trained(method, family)
+    case.model.save_adapter(tmp_path / "own")
+    other = fresh(family).load_adapter(tmp_path / "own")
+    items = examples(family)
+    np.testing.assert_array_equal(other.logits(items), case.model.logits(items))
+
+
+@every([(m, f) for m, f in ADAPTED if f in IMAGES and m in ("lora", "ia3", "pfeiffer", "prefix")])
+def test_a_saved_result_predicts_the_same_bits_after_loading(method, family, tmp_path):
+    result = tunekit.finetune(
+        fresh(family),
+        families.images(),
+        method=METHODS[method],
+        epochs=1,
+        validation=0.0,
+        progress="none",
+    )
+    result.save(tmp_path / "out")
+    loaded, items = tunekit.load(tmp_path / "out"), examples(family)
+    np.testing.assert_array_equal(loaded.model.logits(items), result.model.logits(items))
+    assert_equal(values(loaded.model), values(result.model))
+
+
+def one_family_of_each_kind(method: str) -> list[tuple[str, str]]:
+    """Images and texts, where the method is possible."""
+    found = []
+    for kinds in (IMAGES, tuple(reversed(TEXTS))):
+        found += [(method, f) for f in kinds if (method, f) in ADAPTED][:1]
+    return found
+
+
+EACH_ITS_OWN = ("lora", "dora", "pissa", "biased", "vera", "ia3", "houlsby", "parallel")
+
+
+@every([c for m in (*EACH_ITS_OWN, *MOVES_THE_START) for c in one_family_of_each_kind(m)])
+def test_an_adapter_an_example_in_one_batch_equals_one_at_a_time(method, family):
+    model, items = trained(method, family).model, examples(family, 4)
+    before = values(model)
+    model.add_adapter("other", METHODS[method], seed=1)
+    rng = np.random.default_rng(0)
+    for name in model.weight_names():
+        if name.startswith("adapters/other/"):
+            variable = model.variables()[name]
+            variable.assign(variable + 0.3 * rng.normal(size=variable.shape))
+    try:
+        alone = {"other": model.logits(items), "own": model.set_adapter("own").logits(items)}
+        names: list[str | None] = ["other", "own", "own", "other"]
+        if method not in MOVES_THE_START:  # They act whole or not at all.
+            names[1] = None
+            with model.adapters_disabled():
+                alone[None] = model.logits(items)
+        together = model.logits(items, adapters=names)
+    finally:
+        model.remove_adapter("other").set_adapter("own")
+    assert np.abs(alone["other"] - alone["own"]).max() > 1e-2
+    for row, name in enumerate(names):
+        np.testing.assert_allclose(together[row], alone[name][row], rtol=1e-4, atol=2e-5)
+    assert_equal(before, values(model))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", ["biased", "dora", "ia3", "vera", "houlsby", "parallel"])
+def test_generation_with_a_cache_equals_the_full_forward(method, family):
+    """Prefixes and prompts have such a test of their own."""
+    body = texts.NETWORKS[family]()
+    roles = "query", "key", "value", "attention_output", "mlp_up", "mlp_down"
+    blocks = [
+        tuple(name for name in layer_names(body) if name.startswith(f"transformer_layer_{i}/"))
+        for i in range(2)
+    ]
+    placed = replace(texts.places_in(body, *roles), blocks=tuple(blocks))
+    adapter = attach(METHODS[method], placed)
+    rng = np.random.default_rng(0)
+    values = {
+        part.name: {
+            leaf.name: np.asarray(adapter.variables[f"{part.name}/{leaf.name}"])
+            + (0.5 * rng.normal(size=leaf.shape) if leaf.role == "weight" else 0)
+            for leaf in part.leaves
+        }
+        for part in adapter.parts
+    }
+    writer = texts.Writer(body, adapter.parts, values)
+    ids = np.array([[3, 5], [7, 2]], np.int32)
+    written = writer.cached(ids, 5, 0)
+    np.testing.assert_array_equal(written, writer.whole(ids, 5))
+    assert not np.array_equal(written, texts.Writer(body, (), {}).cached(ids, 5, 0))
+
+
+def test_a_thousand_swaps_of_two_adapters_compile_nothing_and_hold_no_memory():
+    model, pixels = fresh("resnet"), batch("resnet")
+    outputs = {}
+    for seed, name in enumerate(("calm", "loud")):
+        model.add_adapter(name, METHODS["biased"], seed=seed)
+        for variable in model.adapters[name].adapter.variables.values():
+            if variable.trainable:
+                variable.assign(variable + 0.1 * (seed + 1))
+        outputs[name] = model.apply(pixels)
+    assert np.abs(outputs["calm"] - outputs["loud"]).max() > 1e-2
+
+    def swap(count: int) -> tuple[int, int, int]:
+        for _ in range(count):
+            for name in outputs:
+                given = model.set_adapter(name).apply(pixels)
+                np.testing.assert_array_equal(given, outputs[name])
+        gc.collect()
+        live = sum(array.nbytes for array in jax.live_arrays())
+        return model._inference.compiled(), live, resident_bytes()
+
+    compiled, live, resident = swap(100)
+    after = swap(400)
+    assert after[:2] == (compiled, live)
+    # An adapter is 100 kB, and what a pass computes ten times that: kept, either would show.
+    assert after[2] - resident < 20e6
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
