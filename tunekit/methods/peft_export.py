@@ -120,9 +120,10 @@ def _by_layer(leaves: Leaves) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _head(family: Family, head: Leaves) -> list[str]:
-    """The modules that hold the tensors of the head."""
+    """The modules that hold the tensors of the head; BERT's pooler is below its body."""
     modules = {
-        module: [key for key in head if key.startswith(f"{module}.")] for module in family.head
+        module: [key for key in head if key.removeprefix(family.body).startswith(f"{module}.")]
+        for module in (*family.head, "pooler")
     }
     if odd := [key for key in head if not any(key in keys for keys in modules.values())]:
         raise ModelError(f"expected tensors of {', '.join(family.head)} as the head, got {odd}.")

@@ -25,6 +25,7 @@ from tunekit.methods.intercept import (
 )
 from tunekit.models.cpu_gradients import cpu_activations
 from tunekit.models.cpu_layers import cpu_layers
+from tunekit.models.graph import is_attention, sublayers
 from tunekit.names import Role, layer_names, structural_names, variable_roles
 
 Values = dict[str, jax.Array]
@@ -227,4 +228,7 @@ def _own_moding_variables(layer: keras.Layer) -> list[keras.Variable]:
     """Variables of a layer that behaves otherwise in training: statistics, or a seed."""
     if isinstance(layer, keras.layers.BatchNormalization):
         return list(layer.variables)
-    return [generator.state for generator in layer._seed_generators]
+    # Keras' attention takes a slower way to the same where its dropout may act.
+    inside = [child for child in sublayers(layer) if isinstance(child, keras.layers.Dropout)]
+    owners = [layer, *inside] if is_attention(layer) else [layer]
+    return [generator.state for owner in owners for generator in owner._seed_generators]

@@ -142,6 +142,10 @@ def _links(stretch: list[Any], stages: frozenset[type]) -> list[Link]:
     joint = None if stretch[-1] in layers else stretch[-1]
     if len(stretch) == 1:
         return _chain(layers[0], stages) if layers else [Link((), joint=joint)]
+    inputs = [layer for layer in layers if isinstance(layer, keras.layers.InputLayer)]
+    if inputs == stretch[:-1]:
+        # Several inputs of one layer, such as a head's: what is inside of it shows all the same.
+        return [*(Link((layer,)) for layer in inputs), *_links(stretch[-1:], stages)]
     if _are_blocks(layers) or any(_holds_blocks(layer, stages) for layer in layers):
         # What goes past blocks, such as a padding mask or positions, does not make them one.
         links = [link for layer in layers for link in _chain(layer, stages)]

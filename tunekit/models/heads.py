@@ -130,15 +130,16 @@ class Pooling(keras.layers.Layer):
         if self.kind == "token":
             return x[:, 0]
         if self.kind == "last":
-            places = ops.arange(ops.shape(x)[1]) * padding_mask
-            return ops.take_along_axis(x, ops.argmax(places, axis=1)[:, None, None], axis=1)[:, 0]
+            last: Any = ops.argmax(ops.arange(x.shape[1]) * padding_mask, axis=1)
+            chosen: Any = ops.take_along_axis(x, last[:, None, None], axis=1)
+            return chosen[:, 0]
         dim: int = x.shape[-1]
         # [B, H, W, D] and [B, T, D] alike become positions [B, P, D].
         positions: Any = ops.reshape(x, (-1, math.prod(x.shape[1:-1]), dim))
         positions = positions[:, self.prefix_tokens :]
         real: Any = None
         if padding_mask is not None:
-            real = ops.cast(padding_mask, positions.dtype)[:, self.prefix_tokens :, None]
+            real = ops.cast(padding_mask[:, self.prefix_tokens :, None], positions.dtype)
         match self.kind:
             case "token+avg":
                 return ops.concatenate([x[:, 0], _mean(positions, real)], -1)
@@ -148,7 +149,7 @@ class Pooling(keras.layers.Layer):
                 powers = ops.power(ops.maximum(positions, _SMALLEST), self.p)
                 return ops.power(_mean(powers, real), 1 / self.p)
             case "attention":
-                scores: Any = ops.matmul(positions, self.query)[..., None] / dim**0.5
+                scores: Any = ops.matmul(positions, self.query[:, None]) / dim**0.5
                 weights: Any = ops.softmax(_without_padding(scores, real), axis=1)
                 return ops.sum(positions * weights, axis=1)
             case _:
@@ -216,7 +217,8 @@ def _mean(x: Any, real: Any) -> Any:
     """The mean over positions [B, P, D] of those that are 1 in [B, P, 1]; `None` is all."""
     if real is None:
         return ops.mean(x, axis=1)
-    return ops.sum(x * real, axis=1) / ops.maximum(ops.sum(real, axis=1), 1)
+    total: Any = ops.sum(x * real, axis=1)
+    return total / ops.maximum(ops.sum(real, axis=1), 1)
 
 
 def _without_padding(x: Any, real: Any) -> Any:

@@ -44,11 +44,11 @@ class Cut:
     """In which the layer gives it."""
     reads: frozenset[str]
     """Structural names of the variables that the first half reads."""
-    inputs: jax.ShapeDtypeStruct
-    """One batch of what the model takes."""
+    inputs: Any
+    """Shapes and dtypes of one batch of what the model takes: an array, or several in a dict."""
     tap: Tap = field(repr=False)
 
-    def features(self, values: Mapping[str, jax.Array], inputs: jax.Array) -> jax.Array:
+    def features(self, values: Mapping[str, jax.Array], inputs: Any) -> jax.Array:
         """Returns the layer's output [B, *shape] in inference mode; pure, to be compiled."""
         return captured(self.forward, (self.tap,), values, inputs)[self.name]
 
@@ -64,7 +64,9 @@ class Cut:
 
         To be compiled: the first half is traced on zeros, and XLA drops it since nothing uses it.
         """
-        nothing = jnp.zeros((features.shape[0], *self.inputs.shape[1:]), self.inputs.dtype)
+        nothing = jax.tree.map(
+            lambda x: jnp.zeros((features.shape[0], *x.shape[1:]), x.dtype), self.inputs
+        )
         with replaced(self.tap, features.astype(self.dtype)):
             return self.forward(values, nothing, training=training, trainable=trainable)
 
@@ -73,7 +75,7 @@ class Cut:
 
         It is the same whatever the batch size and whatever comes after the cut.
         """
-        one = jax.ShapeDtypeStruct((1, *self.inputs.shape[1:]), self.inputs.dtype)
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), self.inputs)
         # What the program does not read, and the constants that it does, are in the text as such.
         program = jax.jit(self.features).lower(dict(values), one).as_text()
         content = hashlib.sha256(program.encode())
@@ -84,9 +86,7 @@ class Cut:
         return content.hexdigest()
 
 
-def find_cut(
-    forward: Forward, inputs: jax.ShapeDtypeStruct, trainable: Collection[str]
-) -> Cut | None:
+def find_cut(forward: Forward, inputs: Any, trainable: Collection[str]) -> Cut | None:
     """Returns the best place to cut, or `None` where no weight comes before anything that trains.
 
     Best is what leaves the fewest weights to the second half; of several such places, that with
@@ -94,7 +94,7 @@ def find_cut(
 
     Args:
         forward: the forward pass, with the modes of the phase.
-        inputs: shape and dtype of one batch of inputs.
+        inputs: shape and dtype of one batch of inputs, or of several in a dict.
         trainable: structural names of the variables that train.
     """
     trainable = frozenset(trainable)
@@ -151,13 +151,13 @@ def _values(jaxpr: Jaxpr, inputs: Sequence[str]) -> list[_Value]:
 def _traced(
     forward: Forward,
     taps: Collection[Tap],
-    inputs: jax.ShapeDtypeStruct,
+    inputs: Any,
     trainable: frozenset[str] | None,
 ) -> dict[str, _Value]:
     """What goes through the taps, in the order they run; in inference mode for `None`."""
     order: list[str] = []
 
-    def run(values: Values, inputs: jax.Array) -> list[jax.Array]:
+    def run(values: Values, inputs: Any) -> list[jax.Array]:
         training = trainable is not None
         seen = captured(forward, taps, values, inputs, training=training, trainable=trainable or ())
         order.extend(seen)
@@ -165,25 +165,32 @@ def _traced(
 
     values = _abstract(forward)
     jaxpr = jax.make_jaxpr(run)(values, inputs).jaxpr
-    return dict(zip(order, _values(jaxpr, [*sorted(values), _INPUTS]), strict=True))
+    names = [*sorted(values), *_names_of(inputs)]
+    return dict(zip(order, _values(jaxpr, names), strict=True))
 
 
 def _carries_everything(cut: Cut, trainable: frozenset[str]) -> bool:
     """Whether the second half needs the features alone, and changes nothing the first reads."""
     changed: list[str] = []
 
-    def run(values: Values, inputs: jax.Array, features: jax.Array) -> list[jax.Array]:
+    def run(values: Values, inputs: Any, features: jax.Array) -> list[jax.Array]:
         with replaced(cut.tap, features):
             outputs, updates = cut.forward(values, inputs, training=True, trainable=trainable)
         changed.extend(name for name in updates if cut.forward.roles[name] == "statistic")
         return [*jax.tree.leaves(outputs), *(updates[name] for name in changed)]
 
     values = _abstract(cut.forward)
-    features = jax.ShapeDtypeStruct((cut.inputs.shape[0], *cut.shape), cut.dtype)
+    batch_size = jax.tree.leaves(cut.inputs)[0].shape[0]
+    features = jax.ShapeDtypeStruct((batch_size, *cut.shape), cut.dtype)
     jaxpr = jax.make_jaxpr(run)(values, cut.inputs, features).jaxpr
-    needed = _values(jaxpr, [*sorted(values), _INPUTS, _FEATURES])
+    needed = _values(jaxpr, [*sorted(values), *_names_of(cut.inputs), _FEATURES])
     alone = not any(_INPUTS in value.reads for value in needed)
     return alone and cut.reads.isdisjoint(changed)
+
+
+def _names_of(inputs: Any) -> list[str]:
+    """One name for each array that a model takes: none of them may be needed after the cut."""
+    return [_INPUTS] * len(jax.tree.leaves(inputs))
 
 
 def _abstract(forward: Forward) -> dict[str, jax.ShapeDtypeStruct]:
