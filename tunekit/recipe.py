@@ -15,7 +15,14 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
 from tunekit import recipe_text
 from tunekit.data.spec import AugmentSpec, BatchSpec, CacheSpec, DataSpec
 from tunekit.errors import Issue, RecipeError
-from tunekit.methods.spec import METHOD_NAMES, Method, Plain, shortest, spelt_out
+from tunekit.methods.spec import (
+    METHOD_NAMES,
+    Method,
+    Plain,
+    name_mistake,
+    shortest,
+    spelt_out,
+)
 from tunekit.models.spec import BackboneSpec, HeadSpec
 from tunekit.plans.builders import Builder
 from tunekit.plans.optimizer import OptimizerSpec
@@ -29,9 +36,11 @@ from tunekit.training.spec import RuntimeSpec
 
 if TYPE_CHECKING:
     PlanItem = Phase | Builder
+    AnyMethod = Method
 else:  # pydantic is told which of them an item is: its mistakes are then those of that one alone
     _TAGGED = tuple(Annotated[item, Tag(build_of(item))] for item in (Phase, *get_args(Builder)))
     PlanItem = Annotated[Union[_TAGGED], Discriminator(build_of)]  # noqa: UP007
+    AnyMethod = Annotated[Method, Discriminator("name")]
 
 
 class Recipe(BaseModel):
@@ -60,7 +69,7 @@ class Recipe(BaseModel):
     """What is put on the backbone."""
     augment: AugmentSpec = AugmentSpec()
     """How training images are varied."""
-    method: Method = Plain()
+    method: AnyMethod = Plain()
     """What is put on the network, and what may train; a word alone is a method's name."""
     plan: Annotated[tuple[PlanItem, ...], MinLen(1)]
     """The phases of training, one after the other; or builders, which become phases."""
@@ -135,7 +144,9 @@ class Recipe(BaseModel):
         cache = schema["properties"]["cache"]
         store = schema["$defs"]["CacheSpec"]["properties"]["store"]
         cache["anyOf"] = [{"$ref": cache.pop("$ref")}, {"enum": store["enum"]}]
-        schema["properties"]["method"]["anyOf"].append({"enum": list(METHOD_NAMES)})
+        method = schema["properties"]["method"]
+        alternatives = {key: method.pop(key) for key in ("oneOf", "discriminator")}
+        method["anyOf"] = [alternatives, {"enum": list(METHOD_NAMES)}]
         return schema
 
     def to_yaml(self) -> str:
@@ -166,6 +177,9 @@ def _fill(recipe: Recipe, tree: dict[str, Any], issues: list[Issue]) -> None:
         tree["cache"] = {"store": tree["cache"]}
     if "method" in tree:
         tree["method"] = spelt_out(tree["method"])
+        if message := name_mistake(tree["method"]):
+            issues.append(Issue("method", message))
+            del tree["method"]
     mistakes = _validate(recipe, tree)
     if mistakes:
         # What was right goes on to the checks of combinations, beside defaults for the rest.

@@ -219,11 +219,22 @@ class _Within:
 
     def _resolved(self, part: Mapping[str, Any], value: Any) -> Mapping[str, Any]:
         """Returns `part` with its reference, or the alternative that is `value`'s, looked up."""
-        for option in (part, *part.get("anyOf", ()), *part.get("oneOf", ())):
+        wider = part.get("anyOf", ())
+        nested = (option for each in wider for option in each.get("oneOf", ()))
+        choices = [*part.get("oneOf", ()), *nested]
+        for option in (part, *wider, *choices):
             if "$ref" not in option:
                 continue
             found = self.schema["$defs"][option["$ref"].rpartition("/")[2]]
-            build = found["properties"].get("build", {}).get("const", PHASE)
-            if "oneOf" not in part or build == build_of(value):
+            if option not in choices or _is_of(found["properties"], value):
                 return found
         return part
+
+
+def _is_of(properties: Mapping[str, Any], value: Any) -> bool:
+    """Whether `value` is of the alternative with these fields: by its builder, or its name."""
+    named = properties.get("name", {})
+    names = named.get("enum") or [named.get("const")]
+    if names != [None]:
+        return isinstance(value, Mapping) and value.get("name") in names
+    return properties.get("build", {}).get("const", PHASE) == build_of(value)

@@ -17,10 +17,12 @@ from tunekit.data.decode import IMAGE_SUFFIXES
 from tunekit.data.pipeline import Batches, Encode
 from tunekit.data.source import Source, UnlabelledImages, open_examples, open_images
 from tunekit.data.spec import DataSpec
-from tunekit.errors import DataError, ModelError
+from tunekit.errors import DataError, ExportError, ModelError, did_you_mean
 from tunekit.evaluation.evaluate import collect_logits
 from tunekit.evaluation.metrics import classification_metrics
-from tunekit.folder import read_json, read_text, replacing, table, write_json
+from tunekit.export.peft import export_peft
+from tunekit.folder import plain, read_json, read_text, replacing, table, write_json
+from tunekit.methods.merge_forecast import MergeForecast
 from tunekit.models.model import Model
 from tunekit.report.plots import plot_result
 from tunekit.report.run import versions
@@ -43,6 +45,8 @@ MARKS = (MODEL_FILE, RUN_FOLDER)
 FORMAT = 2
 """Raised when an older tunekit could not read what this one writes."""
 LARGEST_BATCH = 32
+EXPORTS = {"peft": export_peft}
+"""What writes each format."""
 
 
 @dataclass(eq=False, repr=False)
@@ -130,6 +134,50 @@ class Result:
             path: of the picture; `None` is ``result.png`` in the current folder.
         """
         return plot_result(self.history, self.metrics, path or "result.png")
+
+    def merge(self, items: Any = None, *, least_agreement: float = 0.95) -> MergeForecast | None:
+        """Puts the active adapters into the network's own values: saved, it needs none.
+
+        Args:
+            items: images, as for `predict`; needed where the backbone is quantised.
+            least_agreement: share of their predictions that must stay the same there.
+
+        Returns:
+            How far predictions moved where the backbone is quantised; `None` where they did not.
+
+        Raises:
+            ModelError: a method cannot be merged, nothing is active, or too many predictions would
+                change. Nothing has changed then.
+        """
+        if self.model.quantization is None or items is None:
+            self.model.merge()  # Of a quantised backbone it says what it needs.
+            return None
+        items = _with_folders_opened(items)
+        forecast = self.model.merge_forecast(items)
+        self.model.merge(items, least_agreement=least_agreement)
+        return forecast
+
+    def export(
+        self, folder: str | Path, format: str = "peft", *, adapter: str | None = None
+    ) -> Path:
+        """Writes the model, or what was put on it, for other software; returns the folder.
+
+        Args:
+            folder: new, empty, or of an earlier export; it appears whole or not at all.
+            format: "peft", the files of Hugging Face PEFT: the adapter, its head and the recipe.
+            adapter: name of the adapter; `None` is the one that is active.
+
+        Raises:
+            ExportError: there is no such format, or the model has no form in it.
+        """
+        if format not in EXPORTS:
+            raise ExportError(
+                f"expected {' or '.join(map(repr, EXPORTS))} as format, got {format!r}."
+                f"{did_you_mean(format, EXPORTS)}"
+            )
+        recipe = self.recipe
+        tree = plain(recipe) if isinstance(recipe, Mapping) else recipe.model_dump(mode="json")
+        return EXPORTS[format](self.model, Path(folder), adapter=adapter, recipe=tree)
 
     def save(self, folder: str | Path) -> Path:
         """Writes the result to a folder that `load` reads without the preset, a hub or the data.

@@ -36,16 +36,19 @@ IMAGES, TEXTS = ("resnet", "vit"), ("bert", "llama")
 ALL = (*IMAGES, *TEXTS)
 EPOCHS, BATCH_SIZE, RATE, SEED = 2, 8, 1e-2, 3
 _LENGTH = 6
+_BERT = Path(__file__).parents[1] / "reference" / "peft" / "bert"
 
 
 def fresh(family: str) -> Model:
-    """A new model, always with the same values: a classifier, or Llama with its language head."""
+    """A new model, always with the same values: a classifier, or Llama with its language head.
+
+    Llama as KerasHub's object, BERT from a folder of Hugging Face's.
+    """
     if family in families.FAMILIES:
         return families.FAMILIES[family]()
-    body = texts.NETWORKS[family]()
-    if family == "llama":
-        return load_model(keras_hub().models.LlamaCausalLM(body))
-    return load_model(body, labels=families.LABELS)
+    if family == "bert":
+        return load_model(_BERT, labels=families.LABELS)
+    return load_model(keras_hub().models.LlamaCausalLM(texts.NETWORKS[family]()))
 
 
 def examples(family: str, count: int = 4) -> Any:

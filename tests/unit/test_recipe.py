@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from tunekit import plans
 from tunekit.data.spec import AugmentSpec, BatchSpec, CacheSpec, DataSpec, RandAugmentSpec
 from tunekit.errors import RecipeError
+from tunekit.methods.spec import LoRA, Plain
 from tunekit.models.spec import BackboneSpec, HeadSpec
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.phase import Phase
@@ -159,7 +161,10 @@ def test_keywords_say_the_same_as_a_recipe() -> None:
         ({"task": "image_classification"}, "task", TaskSpec()),
         ({"task": TaskSpec(top_k=2)}, "task", TaskSpec(top_k=2)),
         ({"labels": ["a", "b"]}, "data", DataSpec("d", labels=("a", "b"))),
-        ({"method": "head"}, "method", "head"),
+        ({"method": "head"}, "method", Plain("head")),
+        ({"method": "dora"}, "method", LoRA(dora=True)),
+        ({"method": LoRA(rank=2)}, "method", LoRA(rank=2)),
+        ({"remat": "blocks"}, "runtime", RuntimeSpec(remat="blocks")),
         ({"head": "cosine"}, "head", HeadSpec("cosine")),
         ({"head": HeadSpec("mlp", hidden=(8,))}, "head", HeadSpec("mlp", hidden=(8,))),
         ({"optimizer": "lion"}, "optimizer", OptimizerSpec("lion")),
@@ -344,3 +349,10 @@ def test_the_schema_takes_a_builder_by_its_name_and_a_word_for_the_cache() -> No
     }
     assert items == {"Phase", *(type(builder).__name__ for builder in BUILT)}
     assert {"enum": ["auto", "ram", "disk", "off"]} in schema["properties"]["cache"]["anyOf"]
+
+
+def test_a_method_is_written_by_name_where_it_has_one_and_reads_back():
+    for method, written in ((LoRA(dora=True), "method: dora"), (LoRA(rank=3), "rank: 3")):
+        recipe = Recipe.from_keywords(model="m", data="d", method=method, quantize="nf4")
+        assert written in recipe.to_yaml()
+        assert Recipe._from_tree(yaml.safe_load(recipe.to_yaml()), []) == recipe

@@ -39,7 +39,7 @@ IN_SECTIONS = [
     ),
     (
         "head: {zzz: 1}",
-        "head.zzz: head has no such field; it has kind, pooling, hidden, dropout, bias.",
+        "head.zzz: head has no such field; it has kind, pooling, hidden, activation, dropout, bias.",
     ),
     # Types.
     ("seed: x", 'seed: expected a whole number; got "x".'),
@@ -101,7 +101,18 @@ IN_SECTIONS = [
         "backbone.dtype: expected 'float32', 'bfloat16', 'float16', 'mixed_bfloat16' or "
         "'mixed_float16'; got \"bfloat\". Did you mean 'bfloat16'",
     ),
-    ("method: heads", "method: expected 'full' or 'head'; got \"heads\". Did you mean 'head'?"),
+    ("method: heads", "of these as its name; got 'heads'. Did you mean 'head'?"),
+    ("method: {rank: 3}", "or a mapping with one of these as its name; got None."),
+    ("method: {name: lora, rnak: 3}", "method.rnak: method has no such field. Did you mean 'rank'"),
+    ("method: {name: dora, rank: 0}", "method.rank: expected a number of at least 1; got 0."),
+    ("method: {name: vera, alpha: 2}", "method.alpha: method has no such field; it has name, rank,"),
+    (
+        "method: {name: lora, rank_pattern: {'(': 3}}",
+        "method.rank_pattern: '(' is not a regular expression",
+    ),
+    ("method: {name: lora, rank_spread: 2}", "method.rank_spread: ranks are spread by init 'eva'"),
+    ("method: {name: lora, init: loftq}", "method.init: 'loftq' begins with what quantisation"),
+    ("backbone: {quantize: nf4}", "backbone.quantize: kernels packed as nf4 cannot train"),
     (
         "task: {class_weights: ballanced}",
         "task.class_weights: expected 'balanced', or a list; got \"ballanced\". "

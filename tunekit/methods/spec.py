@@ -274,6 +274,16 @@ def spelt_out(tree: Any) -> Any:
     return {**changed, **tree, "name": method.name}
 
 
+def name_mistake(tree: Any) -> str | None:
+    """Returns what is wrong with how a recipe names its method, spelt out; or `None`."""
+    name = tree.get("name") if isinstance(tree, dict) else tree
+    if name in METHOD_NAMES:
+        return None
+    near = did_you_mean(str(name), METHOD_NAMES)
+    names = ", ".join(METHOD_NAMES)
+    return f"expected {names}, or a mapping with one of these as its name; got {name!r}.{near}"
+
+
 def shortest(method: Method) -> str | dict[str, Any]:
     """Returns the method as a recipe says it: by a name alone, or with all of its fields."""
     for name, named in _NAMED.items():

@@ -178,4 +178,8 @@ def head_from_json(
 
 def head_spec_from_json(description: Mapping[str, Any]) -> HeadSpec:
     """Returns the spec whose fields these are, lists for tuples."""
-    return HeadSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in description.items()})
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in description.items()
+    }
+    return HeadSpec(**fields)

@@ -77,7 +77,7 @@ class Inference:
                 if not heads:
                     return with_head({})
                 # Only what follows from the heads gets an axis [K]: the network runs once.
-                outputs = jax.vmap(with_head)(heads)
+                outputs: Any = jax.vmap(with_head)(heads)
                 return outputs[rows, jnp.arange(len(rows))]
 
             self._programs[key] = jax.jit(program)

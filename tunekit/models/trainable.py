@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tunekit.errors import SelectionError
-from tunekit.methods.spec import Method, is_adapter, may_train
+from tunekit.methods.spec import Method, Plain, may_train
 from tunekit.models.model import Model
 from tunekit.models.selection import resolve_selection
 from tunekit.models.spec import Quantization
@@ -31,7 +31,7 @@ def put(
 
     Raises: as `Model.add_adapter` does.
     """
-    if not is_adapter(method):
+    if isinstance(method, Plain):
         return
     acting = model.adapters.acting
     if len(acting) == 1 and acting[0][0].spec == method:
