@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from tunekit.errors import ModelError
-from tunekit.methods.intercept import Wrap
+from tunekit.methods.intercept import Call, Wrap
 from tunekit.methods.part import Layers, Leaf, Part, Placed, Values
 from tunekit.methods.spec import AdapterSpec
 from tunekit.names import Role
@@ -147,5 +147,5 @@ def _variable(name: str, leaf: Leaf, value: np.ndarray | None) -> keras.Variable
     )
 
 
-def _nested(inner: Wrap, outer: Wrap, call: object) -> object:
-    return outer(inner(call))  # type: ignore[arg-type]
+def _nested(inner: Wrap, outer: Wrap, call: Call) -> Call:
+    return outer(inner(call))

@@ -159,7 +159,8 @@ class ConvForm:
             steps = tuple(slice(None, None, stride) for stride in self.strides)
             pixels = inputs[(slice(None), *steps)]
             return _flat_product(pixels, kernel.reshape(-1, kernel.shape[-1]), False)
-        return keras.ops.conv(
+        conv: Any = keras.ops.conv  # Keras annotates one number; one an axis works too.
+        return conv(
             inputs,
             kernel,
             strides=self.strides,

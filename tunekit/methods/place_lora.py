@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -77,15 +77,15 @@ def _by_pattern(
 ) -> dict[str, float]:
     """The value of each layer: of the first pattern that its name ends with, as in PEFT."""
     names = list(names)
-    values = dict.fromkeys(names, default)
-    for pattern, value in reversed(patterns.items()):
+    values: dict[str, float] = dict.fromkeys(names, default)
+    for pattern, value in reversed(list(patterns.items())):
         found = [name for name in names if re.fullmatch(rf"(.*/)?({pattern})", name)]
         if not found:
             raise ModelError(
                 f"{field}: {pattern!r} matches no adapted layer.{did_you_mean(pattern, names)} "
                 f"The first of {len(names)} is {names[0]!r}."
             )
-        values |= dict.fromkeys(found, value)
+        values.update(dict.fromkeys(found, value))
     return values
 
 
@@ -176,6 +176,6 @@ def _values(
         values |= dict(zip(("start_a", "start_b"), first.start, strict=True))
     if part.dora:
         layer = places.layers[part.name]
-        start = {name: np.asarray(value) for name, value in values.items()}
+        start: Any = {name: np.asarray(value) for name, value in values.items()}
         values["magnitude"] = np.asarray(part.norms(layer, start))
     return {name: np.asarray(value) for name, value in values.items()}

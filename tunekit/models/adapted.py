@@ -181,7 +181,8 @@ def _factors(name: str, adapter: Adapter) -> dict[str, Factors]:
 def _placed(part: Any, factors: Factors) -> Placed:
     part = replace(part, rank=factors.a.shape[1], dropout=0.0, from_start=False)
     a, b = part.factor_names
-    return Placed(part, {a: factors.a, b: factors.b, "scaling": np.float32(factors.scaling)})
+    scaling = np.asarray(factors.scaling, np.float32)
+    return Placed(part, {a: factors.a, b: factors.b, "scaling": scaling})
 
 
 def merge(model: Model, items: Inputs | None, least_agreement: float) -> Model:
@@ -220,7 +221,7 @@ def forecast_of(model: Model, items: Inputs) -> MergeForecast:
     merged = np.concatenate([np.asarray(x, np.float32) for x in together])[:count]
     weights = None
     if model.backbone.takes == "tokens" and apart.ndim == 3:
-        weights = token_columns(model.backbone, items)["padding_mask"]
+        weights = jnp.asarray(token_columns(model.backbone, items)["padding_mask"])
     return merge_forecast(jnp.asarray(apart), jnp.asarray(merged), weights)
 
 
