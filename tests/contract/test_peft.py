@@ -1,5 +1,6 @@
 """Adapters that PEFT trained, through the model that a user has: their logits are PEFT's."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from tunekit import load_model
 from tunekit.methods.peft_export import Origin, to_peft
 from tunekit.methods.peft_files import read_peft
 from tunekit.methods.peft_import import Imported, to_leaves
+from tunekit.models.adapted import present_head
+from tunekit.models.head_tensors import head_tensors, saved_head
 from tunekit.models.model import Model
 from tunekit.models.targets import places_of
 
@@ -32,26 +35,26 @@ def with_adapter(kind: str, name: str) -> tuple[Model, Imported]:
     assert set(variables) == set(found.leaves)
     for leaf, value in found.leaves.items():
         variables[leaf].assign(value)
-    if kind == "vit":
-        head = model.variables()
-        head["heads/label/logits/kernel"].assign(found.head["classifier.weight"].T)
-        head["heads/label/logits/bias"].assign(found.head["classifier.bias"])
+    put_head(model, found.head)
     return model, found
 
 
-def logits(model: Model, kind: str, head: Any) -> np.ndarray:
-    """What the whole torch model gives; BERT's pooler and classifier are computed here."""
-    outputs = model.apply(inputs(kind))
-    if kind != "bert":
-        return nets.unpadded(kind, outputs)
-    base = load_file(nets.FOLDER / kind / "model.safetensors")
-    weight, bias = (base[f"bert.pooler.dense.{x}"] for x in ("weight", "bias"))
-    pooled = np.tanh(outputs[:, 0] @ weight.T + bias)
-    return pooled @ head["classifier.weight"].T + head["classifier.bias"]
+def put_head(model: Model, tensors: Mapping[str, np.ndarray]) -> None:
+    variables = model.variables()
+    if tensors:
+        for name, value in saved_head(model, tensors).values.items():
+            variables[name].assign(value)
+
+
+def logits(model: Model, kind: str) -> np.ndarray:
+    return unpadded(model.apply(inputs(kind)), kind)
 
 
 def theirs(name: str, kind: str) -> np.ndarray:
-    values = nets.expected()[f"{name}/logits"]
+    return unpadded(nets.expected()[f"{name}/logits"], kind)
+
+
+def unpadded(values: np.ndarray, kind: str) -> np.ndarray:
     return nets.unpadded(kind, values) if values.ndim == 3 else values
 
 
@@ -59,33 +62,26 @@ def theirs(name: str, kind: str) -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_trained_by_peft_gives_pefts_logits(kind: str, method: str) -> None:
     name = f"{kind}-{method}"
-    model, found = with_adapter(kind, name)
-    np.testing.assert_allclose(
-        logits(model, kind, found.head), theirs(name, kind), rtol=0, atol=1e-4
-    )
+    model, _ = with_adapter(kind, name)
+    np.testing.assert_allclose(logits(model, kind), theirs(name, kind), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_its_adapter_the_base_is_the_base(kind: str) -> None:
-    model, _ = with_adapter(kind, f"{kind}-dora")
+    model, found = with_adapter(kind, f"{kind}-dora")
     base = load_file(nets.FOLDER / kind / "model.safetensors")
-    if kind == "vit":
-        variables = model.variables()
-        variables["heads/label/logits/kernel"].assign(base["classifier.weight"].T)
-        variables["heads/label/logits/bias"].assign(base["classifier.bias"])
+    put_head(model, {name: base[name] for name in found.head})
     with model.adapters_disabled():
-        got = logits(model, kind, base)
+        got = logits(model, kind)
     np.testing.assert_allclose(got, theirs(kind, kind), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_merged_into_its_base_gives_pefts_logits(kind: str) -> None:
     name = f"{kind}-dora"
-    model, found = with_adapter(kind, name)
+    model, _ = with_adapter(kind, name)
     model.merge()
-    np.testing.assert_allclose(
-        logits(model, kind, found.head), theirs(name, kind), rtol=0, atol=1e-4
-    )
+    np.testing.assert_allclose(logits(model, kind), theirs(name, kind), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -95,9 +91,8 @@ def test_a_models_adapter_is_written_as_peft_wrote_it(kind: str) -> None:
     adapter = model.adapters["theirs"].adapter
     leaves = {leaf: np.asarray(variable.value) for leaf, variable in adapter.variables.items()}
     assert adapter.spec == found.spec
-    files = to_peft(
-        found.spec, leaves, kind, places_of(model, ()), origin=Origin(kind), head=found.head
-    )
+    head = head_tensors(model, present_head(model)) if model.labels else {}
+    files = to_peft(found.spec, leaves, kind, places_of(model, ()), origin=Origin(kind), head=head)
     before = read_peft(nets.FOLDER / name)
     assert set(files.tensors) == set(before.tensors)
     for key, tensor in before.tensors.items():
