@@ -77,8 +77,13 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     add("sweep", _sweep, about, "recipe", "space").epilog = _SPACE
     add("eval", _eval, "metrics of a saved result on new data", "folder", "data", "json")
     add("predict", _predict, "label and probability of each image", "folder", "files", "json")
+    about = "write the adapter of a saved result for other software"
+    add("export", _export, about, "folder", "target", "export")
+    about = "save a result anew with its adapters merged into the network"
+    add("merge", _merge, about, "folder", "target", "merge")
     add("schema", _schema, "print the JSON schema of recipes, for editors")
-    add("layers", _layers, "print a model's layers as a tree, and which train", "model", "marks")
+    about = "print a model's layers as a tree, and which train; or where an adapter would sit"
+    add("layers", _layers, about, "model", "marks")
     about = "print a plan as a recipe of single phases; or write it and draw it"
     add("plan-preview", _plan_preview, about, *_RECIPE, "preview", "force")
     about = "what each depth of a model knows of the labels, and a plan drafted from it"
@@ -107,7 +112,10 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], object]] = {
     "files": lambda sub: sub.add_argument("files", nargs="+", help="images"),
     "json": lambda sub: sub.add_argument("--json", action="store_true", help="print JSON"),
     "model": lambda sub: sub.add_argument("model", help="bundled name, preset or folder"),
-    "marks": lambda sub: _add_marks(sub.add_mutually_exclusive_group()),
+    "marks": lambda sub: _add_marks(sub),
+    "target": lambda sub: sub.add_argument("target", help="the new folder"),
+    "export": lambda sub: _add_export(sub),
+    "merge": lambda sub: _add_merge(sub),
     "preview": lambda sub: _add_preview(sub),
     "probe": lambda sub: _add_probe(sub),
     "space": lambda sub: _add_space(sub),
@@ -120,11 +128,28 @@ _SPACE = (
 )
 
 
-def _add_marks(group: Any) -> None:
+def _add_marks(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_mutually_exclusive_group()
     group.add_argument(
         "--train", nargs="+", metavar="SELECTOR", help="mark what these select: head, 'last 2'"
     )
     group.add_argument("--recipe", help="mark what trains in any phase of this recipe")
+    targets = "list where an adapter on these would sit: auto, attention, linear, a pattern"
+    group.add_argument("--targets", nargs="+", metavar="TARGET", help=targets)
+    method = "of that adapter, as in a recipe: ia3, '{name: lora, rank: 4}'; else lora"
+    sub.add_argument("--method", help=method)
+
+
+def _add_export(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--format", default="peft", help="peft: files of Hugging Face PEFT")
+    sub.add_argument("--adapter", metavar="NAME", help="which, where several act or none does")
+
+
+def _add_merge(sub: argparse.ArgumentParser) -> None:
+    about = "on which to forecast what changes; needed where the backbone is quantised"
+    sub.add_argument("--data", metavar="IMAGES", help=about)
+    about = "share of predictions on them that must stay the same; else 0.95"
+    sub.add_argument("--least-agreement", type=float, default=0.95, metavar="SHARE", help=about)
 
 
 def _add_preview(sub: argparse.ArgumentParser) -> None:
@@ -249,6 +274,18 @@ def _predict(args: argparse.Namespace) -> None:
     _print_table([("image", "label", "probability"), *rows])
 
 
+def _export(args: argparse.Namespace) -> None:
+    from tunekit import cli_adapters
+
+    cli_adapters.export(args)
+
+
+def _merge(args: argparse.Namespace) -> None:
+    from tunekit import cli_adapters
+
+    cli_adapters.merge(args)
+
+
 def _schema(args: argparse.Namespace) -> None:
     from tunekit.recipe import Recipe
 
@@ -256,6 +293,13 @@ def _schema(args: argparse.Namespace) -> None:
 
 
 def _layers(args: argparse.Namespace) -> None:
+    if args.method and (args.train or args.recipe):
+        raise TunekitError("--method is of an adapter; give it with --targets or alone.")
+    if args.targets or args.method:
+        from tunekit import cli_adapters
+
+        cli_adapters.layers(args, _print_table)
+        return
     if args.recipe:
         from tunekit.preview import plan_preview
         from tunekit.recipe import Recipe

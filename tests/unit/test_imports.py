@@ -43,6 +43,7 @@ FILES = {
     "run": "finetune",
     "feeds": "finetune",
     "side_by_side": "finetune",
+    "cli_adapters": "cli",
     "sweep_members": "sweep",
     "sweep_record": "sweep",
     "sweep_search": "sweep",
