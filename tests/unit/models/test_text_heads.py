@@ -20,6 +20,8 @@ from safetensors.numpy import load_file, save_file
 from tests.reference import text_folders as text
 from tunekit.errors import ModelError
 from tunekit.models.heads import Pooling, build_head
+from tunekit.models.hub import keras_hub, tensorflow_hidden
+from tunekit.models.initialisation import without_values
 from tunekit.models.loading import load_model
 from tunekit.models.model import Model
 from tunekit.models.prefix import find_cut
@@ -110,6 +112,17 @@ def test_auto_is_the_first_token_of_an_encoder_and_the_last_of_a_decoder(
     features: str, kind: str
 ) -> None:
     assert head(HeadSpec(), features).get_layer("pooling").kind == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("Bert", "token"), ("DistilBert", "token"), ("GPT2", "last")]
+)
+def test_kerashubs_backbones_are_pooled_the_same_way(name: str, kind: str) -> None:
+    sizes = {"vocabulary_size": 9, "num_layers": 1, "num_heads": 2, "hidden_dim": 8}
+    with without_values(), tensorflow_hidden():
+        body = getattr(keras_hub().models, f"{name}Backbone")(**sizes, intermediate_dim=8)
+    model: Any = load_model(body, labels=["a", "b"]).keras
+    assert model.get_layer("heads").get_layer("label").get_layer("pooling").kind == kind
 
 
 @pytest.mark.parametrize(
