@@ -194,7 +194,7 @@ def merge(model: Model, items: Inputs | None, least_agreement: float) -> Model:
                 "the backbone is quantised: merging rounds the adapter away in part. Give merge() "
                 "some examples, of which it forecasts what changes, or least_agreement=0 and any."
             )
-        forecast = forecast_of(model, items)
+        forecast = _forecast(model, items, changed)
         if forecast.top1_agreement < least_agreement:
             raise ModelError(
                 f"merging into the quantised backbone was not done: {forecast}, and expected at "
@@ -213,7 +213,10 @@ def merge(model: Model, items: Inputs | None, least_agreement: float) -> Model:
 
 def forecast_of(model: Model, items: Inputs) -> MergeForecast:
     """See `Model.merge_forecast`."""
-    changed = _merged_values(model)
+    return _forecast(model, items, _merged_values(model))
+
+
+def _forecast(model: Model, items: Inputs, changed: Mapping[str, jax.Array]) -> MergeForecast:
     apart = model.logits(items)
     values = {name: v.value for name, v in structural_names(model.keras).items()}
     count, parts = batches(model.backbone, items, 32)
@@ -304,7 +307,7 @@ def mixed_logits(
     stacks = [entries[name].adapter.values() for name in used]
     heads = [_head_values(model, entries, name) for name in used]
     if None in names:
-        stacks.append(template.values(0.0))  # Refused by methods without a scale.
+        stacks.append(_without_effect(model, template))
         heads.append(_head_values(model, entries, None))
     rows = [len(used) if name is None else used.index(name) for name in names]
     stacked = jax.tree.map(lambda *each: jnp.stack(each), *stacks)
@@ -320,6 +323,16 @@ def mixed_logits(
         )
         done += size
     return np.concatenate([np.asarray(each, np.float32) for each in outputs])[:count]
+
+
+def _without_effect(model: Model, adapter: Adapter) -> dict[str, jax.Array]:
+    """Values with which the adapter does nothing; refused by methods without a scale."""
+    values, layers = adapter.values(0.0), layer_names(model.keras)
+    for part in adapter.parts:
+        if isinstance(part, LoRAPart) and part.dora:  # Its magnitudes are no part of the scale.
+            own = {leaf.name: values[f"{part.name}/{leaf.name}"] for leaf in part.leaves}
+            values[f"{part.name}/magnitude"] = part.norms(layers[part.name], own)
+    return values
 
 
 def _head_values(model: Model, entries: AdapterSet, name: str | None) -> Mapping[str, jax.Array]:
