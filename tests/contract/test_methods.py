@@ -231,7 +231,7 @@ def test_micro_batches_equal_one_batch(method, family):
         results.append(values(model))
     for name in results[0]:
         # The gradients are summed in another order.
-        np.testing.assert_allclose(*(r[name] for r in results), rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(*(r[name] for r in results), rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 @every([(m, f) for m in ("lora", "houlsby") for f in IMAGES])
