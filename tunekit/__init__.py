@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from tunekit.data.spec import RandAugmentSpec as RandAugmentSpec
     from tunekit.errors import TunekitError as TunekitError
     from tunekit.finetune import finetune as finetune
+    from tunekit.methods.spec import Bottleneck as Bottleneck
+    from tunekit.methods.spec import IA3 as IA3
+    from tunekit.methods.spec import LoRA as LoRA
+    from tunekit.methods.spec import PrefixTuning as PrefixTuning
+    from tunekit.methods.spec import PromptTuning as PromptTuning
+    from tunekit.methods.spec import VeRA as VeRA
+    from tunekit.methods.spec import VisualPrompt as VisualPrompt
     from tunekit.models.loading import load_model as load_model
     from tunekit.models.model import Model as Model
     from tunekit.models.spec import BackboneSpec as BackboneSpec
@@ -47,15 +54,20 @@ _HOMES = {
     "AugmentSpec": "tunekit.data.spec",
     "BackboneSpec": "tunekit.models.spec",
     "BatchSpec": "tunekit.data.spec",
+    "Bottleneck": "tunekit.methods.spec",
     "CacheSpec": "tunekit.data.spec",
     "DataSpec": "tunekit.data.spec",
     "HeadSpec": "tunekit.models.spec",
+    "IA3": "tunekit.methods.spec",
+    "LoRA": "tunekit.methods.spec",
     "Model": "tunekit.models.model",
     "OptimizerSpec": "tunekit.plans.optimizer",
     "Phase": "tunekit.plans.phase",
     "Prediction": "tunekit.tasks.prediction",
+    "PrefixTuning": "tunekit.methods.spec",
     "Preview": "tunekit.preview",
     "Probe": "tunekit.probe",
+    "PromptTuning": "tunekit.methods.spec",
     "RandAugmentSpec": "tunekit.data.spec",
     "Recipe": "tunekit.recipe",
     "Result": "tunekit.result",
@@ -63,6 +75,8 @@ _HOMES = {
     "Sweep": "tunekit.sweep_record",
     "TaskSpec": "tunekit.tasks.spec",
     "TunekitError": "tunekit.errors",
+    "VeRA": "tunekit.methods.spec",
+    "VisualPrompt": "tunekit.methods.spec",
     "finetune": "tunekit.finetune",
     "load": "tunekit.result",
     "load_model": "tunekit.models.loading",

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tunekit.errors import Issue, RecipeError, TunekitError
 
@@ -46,7 +46,7 @@ def layers(args: argparse.Namespace, print_table: Table) -> None:
     from tunekit.methods.spec import without_data
     from tunekit.models.loading import load_model
 
-    spec = without_data(_spec(args))
+    spec: Any = without_data(_spec(args))
     model = load_model(args.model)
     variables = model.variables()
     total = sum(math.prod(variables[name].shape) for name in model.weight_names())
@@ -68,16 +68,17 @@ def _spec(args: argparse.Namespace) -> Any:
     """The method that the command names, on the targets that it names."""
     from tunekit import recipe_text
     from tunekit.methods.spec import is_adapter
+    from tunekit.plans.phase import Phase
     from tunekit.recipe import Recipe
 
     issues: list[Issue] = []
-    tree = recipe_text.parse(args.method or "lora", issues, where="--method")
+    said = recipe_text.parse(args.method or "lora", issues, where="--method")
     if issues:
         raise RecipeError(issues)
-    tree = {"name": tree} if isinstance(tree, str) else tree
+    tree: Any = {"name": said} if isinstance(said, str) else said
     if isinstance(tree, dict) and args.targets:
         tree["targets"] = args.targets
-    method: Any = Recipe(method=tree, plan=[{"epochs": 1}]).method
+    method: Any = Recipe(method=cast(Any, tree), plan=(Phase(epochs=1),)).method
     if not is_adapter(method):
         raise TunekitError(
             f"method '{method.name}' puts nothing on a model; mark what trains by --train instead."

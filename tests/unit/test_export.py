@@ -15,14 +15,14 @@ from tests.contract import families
 from tunekit import Recipe, Result, finetune
 from tunekit.cli import main
 from tunekit.errors import ExportError, ModelError
-from tunekit.methods.spec import LoRA
+from tunekit.methods.spec import LoRA, Method
 from tunekit.tasks.image_classification import ImageClassification
 
 Capture = pytest.CaptureFixture[str]
 IMAGES, LABELS = families.images(6)
 
 
-def trained(family: str = "vit", method: object = "lora", **keywords: object) -> Result:
+def trained(family: str, method: Method | str) -> Result:
     """A run of one epoch."""
     return finetune(
         families.FAMILIES[family](),
@@ -32,7 +32,6 @@ def trained(family: str = "vit", method: object = "lora", **keywords: object) ->
         batch_size=6,
         progress="none",
         learning_rate=0.02,
-        **keywords,
     )
 
 
@@ -47,7 +46,7 @@ def untrained(family: str, *methods: str) -> Result:
 
 @pytest.fixture(scope="module")
 def result() -> Result:
-    return trained(method=LoRA(rank=2, rslora=True))
+    return trained("vit", LoRA(rank=2, rslora=True))
 
 
 @pytest.fixture(scope="module")

@@ -88,3 +88,7 @@ def test_every_public_name_is_there(name: str) -> None:
 def test_a_name_that_is_not_public_is_answered_with_a_near_one() -> None:
     with pytest.raises(AttributeError, match="'fintune'. Did you mean 'finetune'"):
         tunekit.fintune  # noqa: B018
+
+
+def test_naming_a_method_loads_no_array_library() -> None:
+    assert loaded_after("import tunekit; tunekit.LoRA(rank=4)") == set()

@@ -12,6 +12,9 @@ import numpy as np
 
 from tunekit import __version__
 from tunekit.data.source import Source, Splits
+from tunekit.folder import plain
+from tunekit.methods.spec import shortest
+from tunekit.methods.vera import VeRAPart
 from tunekit.models.model import Model
 
 PACKAGES = ("keras", "keras-hub", "jax", "numpy")
@@ -58,11 +61,35 @@ def run_report(
         },
         "data": {name: _source_report(source) for name, source in splits.items()},
         "parameters": {"trained": moved, "frozen": sum(sizes.values()) - moved},
+        "adapters": [_adapter_report(model, name) for name in model.adapters.entries],
+        "memory": _largest([phase.get("memory") or {} for phase in phases]),
         "seconds": seconds,
         "compiles": compiles,
         "phases": list(phases),
         "audit": dict(audit),
     }
+
+
+def _adapter_report(model: Model, name: str) -> dict[str, Any]:
+    """What is on the model under `name`; targets are the layers, none of the whole network."""
+    adapter = model.adapters[name].adapter
+    places: list[str] = []
+    for part in adapter.parts:
+        places += (
+            [layer for layer, _ in part.targets] if isinstance(part, VeRAPart) else [part.name]
+        )
+    return {
+        "name": name,
+        "method": plain(shortest(adapter.spec)),
+        "active": name in dict(model.adapters.active),
+        "parameters": adapter.parameters,
+        "targets": list(dict.fromkeys(filter(None, places))),
+    }
+
+
+def _largest(memories: Sequence[Mapping[str, int | None]]) -> dict[str, int | None]:
+    """The memory of the phase that held most."""
+    return dict(max(memories, key=lambda m: sum(filter(None, m.values())), default={}))
 
 
 def _source_report(source: Source) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tunekit.training.memory import memory_text, step_memory
 from tunekit.training.progress import Reporter, SilentReporter
 from tunekit.training.state import State
 from tunekit.training.step import Carried, Measured, Values
@@ -85,7 +86,13 @@ class Members:
                 keys = _folded(seeds, progress.step)
                 rate = rates[progress.phase_step]
                 arguments = (own, shared, batch, rate, keys)
-                program = program or self._compiled(index, carried, *arguments)
+                if program is None:
+                    program = self._compiled(index, carried, *arguments)
+                    # Of all members together: what they share is counted once.
+                    memory = step_memory(carried, {**shared, **own}, program)
+                    self.reporter.note(memory_text(memory))
+                    for state in states:
+                        state.progress.memory = memory
                 carried, measured = program(carried, *arguments)
                 for state in states:
                     state.progress.step += 1

@@ -50,6 +50,8 @@ class Progress:
     """One row a pass."""
     phases: list[dict[str, Any]] = field(default_factory=list)
     """What became of each phase that has ended."""
+    memory: dict[str, int | None] = field(default_factory=dict)
+    """What this phase holds in bytes; empty before its first step."""
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""

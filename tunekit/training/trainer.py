@@ -18,6 +18,7 @@ from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.training.checkpoints import Checkpoints
 from tunekit.training.feed import Feed, TrainingBatches
+from tunekit.training.memory import memory_text, step_memory
 from tunekit.training.programs import Programs
 from tunekit.training.progress import Reporter, SilentReporter
 from tunekit.training.spec import RuntimeSpec
@@ -149,6 +150,7 @@ class Trainer:
         progress.first_epoch += math.ceil(progress.phase_step / per_epoch)
         progress.phase += 1
         progress.phase_step = progress.waited = 0
+        progress.memory = {}
         progress.phase_best_score = NO_SCORE
         values = {**state.values(), **(state.phase_best or {})}
         return self._entered(progress.phase, values, progress, state)
@@ -182,6 +184,7 @@ class Trainer:
             "best_score": None if best == NO_SCORE else best,
             "start": feed.start,
             "reason": feed.reason,
+            "memory": progress.memory,
         }
         progress.phases[progress.phase :] = [record]
 
@@ -232,6 +235,9 @@ class Trainer:
         anchors = self.programs.anchors_of(index)
         arguments = (state.frozen, anchors, dict(batch), rates, key)
         program = self.programs.of(index, state.carried, *arguments)
+        if not state.progress.memory:
+            state.progress.memory = step_memory(state.carried, state.frozen, program)
+            self.reporter.note(memory_text(state.progress.memory))
         state.carried, measured = program(state.carried, *arguments)
         # The device is busy with the step: time to trace what comes next.
         self.programs.prepare(index + 1)

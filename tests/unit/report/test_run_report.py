@@ -9,12 +9,16 @@ import pytest
 import tunekit
 from tunekit.data.source import open_data
 from tunekit.data.spec import DataSpec
+from tunekit.methods.spec import IA3, LoRA
 from tunekit.models.backbone import Backbone
 from tunekit.models.model import Model
 from tunekit.models.preprocessing import ImagePreprocessing
 from tunekit.report.run import run_report, versions
 
-RECORD = {"phases": [{"label": "head"}], "audit": {"groups": []}}
+SMALL = {"frozen": 8, "trained": 1, "optimizer": 2, "activations": None}
+LARGE = {"frozen": 1, "trained": 8, "optimizer": 16, "activations": 4}
+PHASES = [{"label": "head", "memory": SMALL}, {"label": "all", "memory": LARGE}]
+RECORD = {"phases": PHASES, "audit": {"groups": []}}
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +47,42 @@ def test_a_report_has_data_parameters_and_cost(model):
     assert (report["seconds"], report["compiles"]) == (2.5, 1)
     assert report["device"]["platform"] == "cpu"
     assert (report["phases"], report["audit"]) == (RECORD["phases"], RECORD["audit"])
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_a_reports_memory_is_that_of_the_phase_that_held_most(model):
+    splits = open_data((images(2), ["cat", "dog"]), DataSpec(validation_fraction=0), seed=0)
+    kinds = {"trained": (), "seconds": 0.0, "compiles": 0}
+    assert run_report(model, splits, **kinds, **RECORD)["memory"] == LARGE
+    assert run_report(model, splits, **kinds, phases=[], audit={})["memory"] == {}
+
+
+@pytest.mark.parametrize(
+    ("spec", "method", "parameters"),
+    [
+        (LoRA(rank=2), {"name": "lora", "rank": 2}, 27 * 2 + 2 * 2),
+        ("dora", "dora", (27 * 8 + 8 * 2) + 2),
+        (IA3(), "ia3", 2),
+    ],
+)
+def test_a_report_names_the_adapters_and_the_layers_that_they_are_on(
+    model, spec, method, parameters
+):
+    splits = open_data((images(2), ["cat", "dog"]), DataSpec(validation_fraction=0), seed=0)
+    model.add_adapter("mine", spec)
+    try:
+        report = run_report(model, splits, trained=(), seconds=0.0, compiles=0, **RECORD)
+    finally:
+        model.remove_adapter("mine")
+    (found,) = report["adapters"]
+    said = found.pop("method")
+    assert said == method if isinstance(method, str) else method.items() <= said.items()
+    assert found == {
+        "name": "mine",
+        "active": True,
+        "parameters": parameters,
+        "targets": ["backbone/stem"],
+    }
     assert json.loads(json.dumps(report)) == report
 
 

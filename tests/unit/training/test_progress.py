@@ -28,8 +28,9 @@ def test_a_terminal_gets_a_bar_and_a_log_gets_lines(stream, kind):
 def test_lines_say_phase_share_and_every_pass():
     stream = io.StringIO()
     small_trainer(small_model(), PLAN, reporter=reporter("plain", stream)).fit()
-    phase, *rows = stream.getvalue().splitlines()
+    phase, memory, *rows = stream.getvalue().splitlines()
     assert phase == "phase 1/1: head/.*  27 parameters train (15.8%)  6 steps"
+    assert memory.startswith("weights 1 kB, optimizer 0 kB, activations ")
     assert [row.split("  ")[0] for row in rows] == ["epoch 1", "epoch 2"]
     assert all("loss" in row and "examples/s" in row for row in rows)
 

@@ -1,0 +1,55 @@
+"""What a phase holds in memory: array sizes, and what XLA says of the compiled step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from tunekit.training.step import Carried, Values
+
+Memory = dict[str, int | None]
+"""Bytes by what they hold: "frozen" and "trained" weights, "optimizer", "activations"."""
+
+
+def step_memory(carried: Carried, frozen: Values, program: Any) -> Memory:
+    """Returns the bytes that training by `program` holds.
+
+    "optimizer" is moments and moving averages. "activations" is what the step needs besides its
+    inputs and outputs, gradients among it; `None` where XLA does not say.
+
+    Args:
+        carried: the part of the state that the step gives back.
+        frozen: the values that it reads.
+        program: the compiled step.
+    """
+    analysis = program.memory_analysis()
+    return {
+        "frozen": _bytes((frozen, carried.mutable)),
+        "trained": _bytes(carried.trainable),
+        "optimizer": _bytes((carried.optimizer, carried.ema)),
+        "activations": None if analysis is None else int(analysis.temp_size_in_bytes),
+    }
+
+
+def memory_text(memory: Memory) -> str:
+    """Returns the bytes as one line, frozen and trained weights as one.
+
+    Example:
+        >>> memory_text({"frozen": 85_000_000, "trained": 600_000, "optimizer": 0,
+        ...     "activations": 410_000_000})
+        'weights 86 MB, optimizer 0 kB, activations 410 MB'
+    """
+    weights = (memory["frozen"] or 0) + (memory["trained"] or 0)
+    shown = {"weights": weights, **{n: memory[n] for n in ("optimizer", "activations")}}
+    return ", ".join(f"{name} {_size(n)}" for name, n in shown.items() if n is not None)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def _size(count: int) -> str:
+    if count < 1e5:
+        return f"{count / 1e3:.0f} kB"
+    return f"{count / 1e6:,.{1 if count < 1e7 else 0}f} MB"
