@@ -28,7 +28,9 @@ def intercept(wraps: Mapping[keras.Layer, Wrap]) -> Iterator[None]:
     shadowed: list[tuple[keras.Layer, str, Call | None]] = []
     try:
         for layer, wrap in wraps.items():
-            name = "call" if layer.quantization_mode is None else "quantized_call"
+            # An operation that is no layer, such as Add, has no such mode.
+            packed = getattr(layer, "quantization_mode", None) is not None
+            name = "quantized_call" if packed else "call"
             before = vars(layer).get(name)
             # Keras tracks what is set on a layer; a call is not to be tracked.
             object.__setattr__(layer, name, wrap(getattr(layer, name)))
