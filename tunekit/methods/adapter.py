@@ -64,24 +64,33 @@ class Adapter:
         return sum(int(np.prod(leaf.shape)) for leaf in leaves if leaf.role == "weight")
 
     def values(self, weight: float = 1.0) -> dict[str, jax.Array]:
-        """Returns the present values, the effect multiplied by `weight`.
-
-        Raises:
-            ModelError: a part's effect cannot be scaled.
-        """
+        """Returns the present values, the scales multiplied by `weight`."""
         values = {name: variable.value for name, variable in self.variables.items()}
         if weight == 1.0:
             return values
-        scaled = set[str]()
-        for part in self.parts:
-            own = {f"{part.name}/{leaf.name}" for leaf in part.leaves if leaf.name in _SCALINGS}
-            scaled |= own
-            if not own:
-                raise ModelError(
-                    f"an adapter of method '{self.spec.name}' acts whole or not at all: it has no "
-                    f"scale to multiply by {weight}. Give it weight 1."
-                )
+        scaled = {
+            f"{part.name}/{leaf.name}"
+            for part in self.parts
+            for leaf in part.leaves
+            if leaf.name in _SCALINGS
+        }
         return {n: v * np.float32(weight) if n in scaled else v for n, v in values.items()}
+
+    def check_weight(self, weight: float) -> None:
+        """Passes where the adapter's whole effect can be multiplied by `weight`.
+
+        Raises:
+            ModelError: it acts whole or not at all.
+        """
+        for part in self.parts:
+            scales = any(leaf.name in _SCALINGS for leaf in part.leaves)
+            magnitudes = any(leaf.name == "magnitude" for leaf in part.leaves)
+            if weight != 1.0 and (magnitudes or not scales):
+                name = "dora" if magnitudes else self.spec.name
+                raise ModelError(
+                    f"an adapter of method '{name}' acts whole or not at all: it has no scale to "
+                    f"multiply by {weight}. Give it weight 1."
+                )
 
     def wraps(
         self, layers: Layers, values: Values, *, training: bool, per_example: bool = False

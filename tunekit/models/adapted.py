@@ -327,6 +327,8 @@ def mixed_logits(
 
 def _without_effect(model: Model, adapter: Adapter) -> dict[str, jax.Array]:
     """Values with which the adapter does nothing; refused by methods without a scale."""
+    if not isinstance(adapter.spec, LoRA):
+        adapter.check_weight(0.0)
     values, layers = adapter.values(0.0), layer_names(model.keras)
     for part in adapter.parts:
         if isinstance(part, LoRAPart) and part.dora:  # Its magnitudes are no part of the scale.

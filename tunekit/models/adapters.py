@@ -101,7 +101,7 @@ class AdapterSet:
         self.check_not_merged("set_adapter")
         weights = weights_of(names)
         for name, weight in weights.items():
-            self[name].adapter.values(weight)  # Refuses a weight that has no meaning.
+            self[name].adapter.check_weight(weight)
         kinds = {type(self[name].adapter.spec) for name in weights}
         if {PromptTuning, PrefixTuning} <= kinds:
             raise ModelError(

@@ -127,5 +127,6 @@ def _plain(body: Any) -> keras.Model:
         return body
     inputs = token_inputs()
     arguments = {**inputs, "segment_ids": ops.zeros_like(inputs["token_ids"])}
-    hidden = body({name: arguments[name] for name in given})
+    # Its call, and not itself: the layers are then this graph's own, under their own names.
+    hidden = body.call({name: arguments[name] for name in given})
     return keras.Model(inputs, hidden if is_tensor else hidden["sequence_output"], name=body.name)

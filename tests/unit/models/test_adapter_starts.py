@@ -124,5 +124,5 @@ def test_linear_of_adapters_of_different_ranks_is_an_error_and_adds_nothing(mode
     with_adapter(model, "b", LoRA(rank=3), seed=2)
 
     with pytest.raises(ModelError, match="'linear' .* needs one rank.* 2, 3"):
-        model.combine_adapters(["a", "b"], "both")
+        model.combine_adapters(["a", "b"], "both", "linear")
     assert list(model.adapters.entries) == ["a", "b"]

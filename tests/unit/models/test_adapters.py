@@ -206,6 +206,14 @@ def test_combining_what_is_no_plain_lora_is_refused(model):
         model.combine_adapters(["a", "c"], "d")
 
 
+@pytest.mark.parametrize("spec", ["dora", "visual_prompt"])
+def test_a_weight_that_means_nothing_is_refused(model, spec):
+    model.add_adapter("c", spec)
+    with pytest.raises(ModelError, match=f"of method '{spec}' acts whole or not at all"):
+        model.set_adapter({"c": 0.5})
+    assert model.adapters.active == (("c", 1.0),)
+
+
 def test_adapters_of_other_shapes_do_not_share_a_batch(model):
     model.add_adapter("c", LoRA(rank=2))
     with pytest.raises(ModelError, match="'a' and 'c' differ in method, rank or layers"):
