@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from tunekit.data.spec import RandAugmentSpec as RandAugmentSpec
     from tunekit.errors import TunekitError as TunekitError
     from tunekit.finetune import finetune as finetune
-    from tunekit.methods.spec import Bottleneck as Bottleneck
     from tunekit.methods.spec import IA3 as IA3
+    from tunekit.methods.spec import Bottleneck as Bottleneck
     from tunekit.methods.spec import LoRA as LoRA
     from tunekit.methods.spec import PrefixTuning as PrefixTuning
     from tunekit.methods.spec import PromptTuning as PromptTuning

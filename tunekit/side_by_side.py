@@ -13,12 +13,16 @@ import numpy as np
 
 from tunekit.data.features import FeatureStore
 from tunekit.errors import TrainingError
+from tunekit.methods.attach import attach
+from tunekit.methods.spec import LoRA
 from tunekit.models.model import Model
+from tunekit.models.targets import places_of, targets_of
 from tunekit.recipe import Recipe
 from tunekit.result import Result
 from tunekit.run import Session, session
 from tunekit.training.members import Members
 from tunekit.training.progress import Reporter, SilentReporter
+from tunekit.training.step import Values
 from tunekit.training.trainer import Trained, Trainer
 
 
@@ -60,11 +64,11 @@ def run_members(
     Raises: as `tunekit.run` does before it trains.
     """
     shown = reporter or SilentReporter()
-    has_head = isinstance(model, Model) and bool(model.labels)
+    goes_on = isinstance(model, Model) and bool(model.labels or model.adapters.entries)
     found: dict[int, MemberRun] = {}
     groups: dict[Hashable, list[int]] = {}
     for index, recipe in enumerate(recipes):
-        preparation = _preparation(recipe, model, has_head=has_head)
+        preparation = _preparation(recipe, model, goes_on=goes_on)
         groups.setdefault(preparation, []).append(index)
     for indices in groups.values():
         first = recipes[indices[0]]
@@ -72,7 +76,7 @@ def run_members(
             ready.feeder.note = shown.note
             sessions = {index: ready.of(recipes[index]) for index in indices}
             trainers = {
-                index: each.trainer(start={} if has_head else each.fresh_head())
+                index: each.trainer(start={} if goes_on else _fresh_values(each))
                 for index, each in sessions.items()
             }
             found |= _run_prepared(sessions, trainers, shown)
@@ -102,13 +106,28 @@ def result_of(
     return ready.result(trained, before, seconds=seconds)
 
 
-def _preparation(recipe: Recipe, model: Model | keras.Model | None, *, has_head: bool) -> Hashable:
+def _fresh_values(each: Session) -> Values:
+    """What the recipe's own seed draws: the head, and what trains of the adapter."""
+    values, model, seed = each.fresh_head(), each.model, each.recipe.seed
+    for prefix, present in model.adapters.by_prefix.items():
+        spec = present.spec
+        fresh = attach(spec, places_of(model, targets_of(spec, model)), seed=seed)
+        own = fresh.values().items()
+        values |= {f"{prefix}/{name}": v for name, v in own if fresh.roles[name] == "weight"}
+    return values
+
+
+def _preparation(recipe: Recipe, model: Model | keras.Model | None, *, goes_on: bool) -> Hashable:
     """What is equal for recipes that one loaded model and one open source serve."""
     seeded_data = recipe.data.split_seed is None
     # A network that is not pretrained is another one for each seed.
     seeded_model = model is None and not recipe.backbone.pretrained
-    # So is a head of which rows are kept and others fresh.
-    seed = recipe.seed if seeded_data or seeded_model or has_head else None
+    # So is a head of which rows are kept and others fresh, and a LoRA that begins with directions
+    # of the network or of the data.
+    method = recipe.method
+    searched = isinstance(method, LoRA) and method.init in ("pissa", "olora", "eva", "loftq")
+    shared = not (seeded_data or seeded_model or goes_on or searched)
+    seed = None if shared else recipe.seed
     rest = recipe.model_dump_json(exclude={"seed", "plan", "optimizer", "batch", "runtime"})
     return (rest, seed)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import tunekit
 from tests.contract.families import fixed, images, plain_cnn
-from tunekit import BatchSpec, DataSpec, Phase, Recipe, RuntimeSpec, Sweep, run, sweep
+from tunekit import BatchSpec, DataSpec, LoRA, Phase, Recipe, RuntimeSpec, Sweep, run, sweep
 from tunekit.cli import main
 from tunekit.errors import DataError, ModelError, RecipeError, TrainingError, TunekitError
 from tunekit.side_by_side import MemberRun
@@ -182,6 +182,47 @@ def test_the_folder_holds_table_record_picture_best_and_recipes(swept):
     record = json.loads((where["out"] / "sweep.json").read_text())
     assert record["best"] == (found.best_row or {})["member"]
     assert len(record["members"]) == 6 and len(record["members"][0]["history"]) == 2
+
+
+ADAPTER = BASE.model_copy(
+    update={"method": LoRA(rank=2, targets="conv2d_1"), "data": DataSpec(split_seed=0)}
+)
+
+
+def test_members_with_adapters_on_a_cached_prefix_train_side_by_side_as_alone():
+    space = {"learning_rate": [0.003, 0.03], "seed": range(2)}
+    found = sweep(ADAPTER, space, model=fixed(plain_cnn()), data=images(30))
+    assert all(row["together"] for row in found.rows)
+    assert found.best.report["adapters"][0]["targets"] == ["backbone/conv2d_1"]
+    losses = [[row["loss"] for row in history] for history in found.histories]
+    assert len({tuple(each) for each in losses}) == 4
+    for recipe, together in zip(found.recipes, losses, strict=True):
+        alone = run(recipe, model=fixed(plain_cnn()), data=images(30)).history
+        assert [row["loss"] for row in alone] == pytest.approx(together, rel=1e-5)
+
+
+def test_the_fields_of_a_method_can_be_swept():
+    base = BASE.model_copy(update={"method": LoRA()})
+    space = {"method.rank": [1, 3], "method.alpha": [8.0]}
+    found = sweep(base, space, model=fixed(plain_cnn()), data=images())
+    assert [row["failure"] for row in found.rows] == [None, None]
+    assert [recipe.method for recipe in found.recipes] == [
+        LoRA(rank=1, alpha=8.0),
+        LoRA(rank=3, alpha=8.0),
+    ]
+    assert found.best.model.adapters["lora"].adapter.spec == found.best.recipe.method
+
+
+def test_methods_can_be_swept():
+    space = {"method": ["head", "ia3"], "plan.0.epochs": 1}
+    found = sweep(BASE, space, model=fixed(plain_cnn()), data=images())
+    assert [recipe.method.name for recipe in found.recipes] == ["head", "ia3"]
+    assert [row["failure"] for row in found.rows] == [None, None]
+
+
+def test_a_mistaken_field_of_a_method_is_refused_before_training():
+    with pytest.raises(RecipeError, match="method.rnk.*Did you mean 'rank'"):
+        sweep(ADAPTER, {"method.rnk": [1, 2]}, model=plain_cnn(), data=images())
 
 
 def test_a_folder_of_other_things_is_refused_before_training(tmp_path):
