@@ -142,6 +142,20 @@ def test_a_merge_into_a_quantised_backbone_gives_its_forecast(tmp_path):
     assert forecast is not None and forecast.positions == len(IMAGES)
 
 
+# the tree of layers
+
+
+def test_the_tree_of_layers_says_what_adapters_add():
+    model = untrained("vit", "lora").model
+    total = sum(row.parameters for row in model.layers().rows)
+    added = model.adapters["lora"].adapter.parameters
+    assert sum(row.added for row in model.layers().rows) == added
+    last = str(model.layers()).splitlines()[-1].split()
+    assert last == ["of", "which", "adapters", f"{added:,}", f"{added / total:.1%}"]
+    with model.adapters_disabled():
+        assert "adapters" not in str(model.layers())
+
+
 # the commands
 
 

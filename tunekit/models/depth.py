@@ -49,6 +49,8 @@ class Group:
     """Numbers that can be trained."""
     weights: tuple[str, ...]
     """Those of the variables that can be trained: neither statistics nor seeds."""
+    added: int = 0
+    """How many of its parameters are adapters'."""
 
 
 # Padding is for the kernel that follows. Dropout changes nothing in inference, and an encoder may
@@ -126,6 +128,7 @@ def _with_added(group: Group, added: Iterable[tuple[str, Role, int]]) -> Group:
         variables=group.variables + tuple(name for name, _, _ in added),
         weights=group.weights + tuple(name for name, _ in weights),
         parameters=group.parameters + sum(size for _, size in weights),
+        added=sum(size for _, size in weights),
     )
 
 

@@ -29,6 +29,8 @@ class LayerRow:
     """Fraction of the group's variables that train; `None` where no selection was given."""
     layers: tuple[str, ...]
     """Structural names of its layers."""
+    added: int = 0
+    """How many of its parameters are adapters'."""
 
     @property
     def detail(self) -> str:
@@ -56,6 +58,9 @@ class LayerTree:
                 share = sum(row.share for row in rows)
                 lines.append(_line(title, "", f"{total:,}", f"{share:.1%}", ""))
                 lines += _branches(rows)
+        if added := sum(row.added for row in self.rows):
+            total = sum(row.parameters for row in self.rows)
+            lines.append(_line("of which adapters", "", f"{added:,}", f"{added / total:.1%}", ""))
         return "\n".join(lines)
 
 
@@ -80,6 +85,7 @@ def layer_tree(groups: Sequence[Group], trains: Collection[str] | None = None) -
                 share=group.parameters / total,
                 trains=None if chosen is None else chosen / max(len(group.weights), 1),
                 layers=group.layers,
+                added=group.added,
             )
         )
     return LayerTree(tuple(rows))
