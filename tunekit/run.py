@@ -19,7 +19,7 @@ from tunekit.errors import CheckpointError, Issue, ModelError, RecipeError
 from tunekit.evaluation.audit import audit
 from tunekit.feeds import Feeder
 from tunekit.folder import check_replaceable
-from tunekit.methods.spec import LoRA, default_train, rate_factor
+from tunekit.methods.spec import LoRA, default_train, rate_factor, trained_parts
 from tunekit.models.loading import load_model
 from tunekit.models.model import Model
 from tunekit.models.spec import HeadSpec
@@ -186,6 +186,7 @@ def _phases(recipe: Recipe, feeder: Feeder) -> tuple[ResolvedPhase, ...]:
     return tuple(
         replace(
             phase,
+            label=phase.label if phase.spec.train is not None else trained_parts(method),
             multipliers={n: f * rate_factor(method, n) for n, f in phase.multipliers.items()},
         )
         for phase in phases

@@ -308,6 +308,15 @@ def default_train(method: Method) -> tuple[str, ...]:
     return ("head",) if method == Plain("head") else ("all",)
 
 
+def trained_parts(method: Method) -> str:
+    """Returns in words what a phase trains that does not say so itself."""
+    if is_adapter(method):
+        return f"{method.name} adapter, head"
+    return {"full": "all", "head": "head", "bitfit": "biases, head", "norm": "norms, head"}[
+        method.name
+    ]
+
+
 def default_learning_rate(method: Method) -> float:
     """Returns the peak rate where none is given: fresh values bear more than pretrained ones."""
     return 3e-4 if method == Plain("full") else 1e-3
