@@ -23,13 +23,15 @@ from tokenizers import Tokenizer
 from tests.assets import smollm2
 from tests.reference.make_smollm2_references import ADAPTER, EXPECTED, PROMPTS, SAMPLED
 from tunekit.errors import ModelError
+from tunekit.methods.quantize import dequantized_kernel
 from tunekit.methods.spec import LoRA
+from tunekit.models.adapted import quantized_layers
 from tunekit.models.gguf import read_gguf
 from tunekit.models.gguf_tokenizer import tokenizer_files
 from tunekit.models.loading import load_model
 from tunekit.models.model import Model
 from tunekit.models.spec import Quantization
-from tunekit.names import structural_names
+from tunekit.names import layer_names, structural_names
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.training.optimizers import initial_states
 from tunekit.training.step import Carried, Step
@@ -188,13 +190,16 @@ class Training:
             found.append(float(measured.loss))
         return found
 
-    def gradient(self, trained: Mapping[str, jax.Array]) -> np.ndarray:
+    def gradient(
+        self, trained: Mapping[str, jax.Array], frozen: Mapping[str, jax.Array] | None = None
+    ) -> np.ndarray:
         """The direction of the loss's gradient at these values, all of them in one vector.
 
         After one step Adam's first moment is the gradient, times a number.
         """
         self.restart(trained)
-        self.losses(1)
+        values = {**self.frozen, **(frozen or {})}
+        self.state, _ = self.program(self.state, values, *self._rest()[1:])
         moments = [self.state.optimizer[name].mu for name in sorted(self.state.optimizer)]
         return np.concatenate([np.ravel(each) for each in moments])
 
@@ -218,9 +223,8 @@ class Adapted:
     """Logits with the trained adapter disabled."""
     logits: np.ndarray
     """Logits with it."""
+    training: Training
     trained: Mapping[str, jax.Array]
-    gradient: np.ndarray
-    """At the trained values."""
     changed: list[str]
     """Variables of the network that are not bit for bit what they were."""
     live_bytes: int
@@ -235,8 +239,6 @@ def adapted(model, tokens, tmp_path_factory) -> Adapted:
     training = Training(model, tokens)
     losses = training.losses(STEPS)
     trained = training.finish()
-    gradient = training.gradient(trained)
-    del training
     after = structural_names(model.keras)
     changed = [
         name for name, value in before.items() if not np.array_equal(value, after[name].value)
@@ -246,7 +248,7 @@ def adapted(model, tokens, tmp_path_factory) -> Adapted:
         disabled = model.logits(tokens)
     folder = model.save_adapter(tmp_path_factory.mktemp("saved") / "ferry")
     live = network_bytes(model)
-    return Adapted(model, folder, losses, base, disabled, logits, trained, gradient, changed, live)
+    return Adapted(model, folder, losses, base, disabled, logits, training, trained, changed, live)
 
 
 def network_bytes(model: Model) -> int:
@@ -304,11 +306,12 @@ def packed(request, adapted) -> Packed:
     return Packed(request.param, model, live)
 
 
-# Bounds are about one and a half times what was measured; see each test's print.
-LARGEST_KL = {"int8": 0.01, "nf4": 0.5}
-LEAST_AGREEMENT = {"int8": 0.95, "nf4": 0.7}
-LEAST_COSINE = {"int8": 0.999, "nf4": 0.9}
-LARGEST_SHARE = {"int8": 0.45, "nf4": 0.35}
+# The matrices in the file have 4 bits already; at 135 million parameters 4 other bits still move
+# many near ties between tokens. Bounds are about one and a half times what was measured.
+LARGEST_KL = {"int8": 0.006, "nf4": 0.45}
+LEAST_AGREEMENT = {"int8": 0.96, "nf4": 0.55}
+LEAST_COSINE = {"int8": 0.97, "nf4": 0.2}
+LARGEST_SHARE = {"int8": 0.42, "nf4": 0.32}
 
 
 def test_packed_kernels_answer_much_as_floats_do(packed, adapted, tokens):
@@ -327,33 +330,44 @@ def test_packed_kernels_leave_no_floats_behind(packed, adapted):
     assert share < LARGEST_SHARE[packed.mode]
 
 
-def test_lora_learns_on_packed_kernels_along_the_gradient_of_floats(packed, adapted, tokens):
-    model = packed.model.add_adapter("learns", LoRA(rank=8, targets="linear"))
+def test_lora_learns_on_packed_kernels_by_the_gradient_of_the_floats_they_stand_for(
+    packed, adapted, tokens
+):
+    model = packed.model.add_adapter("ferry", adapted.model.adapters["ferry"].adapter.spec)
     training = Training(model, tokens)
     given = training.program.memory_analysis().argument_size_in_bytes
     losses = training.losses(3)
-    names = {name: name.replace("/ferry/", "/learns/") for name in adapted.trained}
-    gradient = training.gradient({names[name]: v for name, v in adapted.trained.items()})
-    cosine = gradient @ adapted.gradient
-    cosine /= np.linalg.norm(gradient) * np.linalg.norm(adapted.gradient)
-    model.remove_adapter("learns")
-    print(f"{packed.mode}: cosine {cosine:.4f}, the step is given {given / 1e6:.0f} MB; {losses}")
+    gradient = training.gradient(adapted.trained)
+    model.remove_adapter("ferry")
+    layers = layer_names(model.keras)
+    kernels = {f"{n}/kernel": dequantized_kernel(layers[n]) for n in quantized_layers(model)}
+    same = cosine(gradient, adapted.training.gradient(adapted.trained, kernels))
+    whole = cosine(gradient, adapted.training.gradient(adapted.trained))
+    print(f"{packed.mode}: cosine {same:.6f}, with kernels never packed {whole:.3f}")
+    print(f"losses {losses}; the step is given {given / 1e6:.0f} MB")
     assert losses[-1] < losses[0]
-    assert cosine > LEAST_COSINE[packed.mode]
-    # Adapter and moments are 3 x 2.4 million floats.
-    assert given < LARGEST_SHARE[packed.mode] * adapted.live_bytes + 40e6
+    assert same > 0.9999
+    assert whole > LEAST_COSINE[packed.mode]
+    # Beside the network: the adapter and two moments of each of its 2.4 million numbers.
+    assert given < LARGEST_SHARE[packed.mode] * adapted.live_bytes + 30e6
 
 
-def test_a_merge_is_forecast_and_then_done_as_forecast(packed, adapted, tokens):
+def cosine(one: np.ndarray, other: np.ndarray) -> float:
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+
+
+def test_a_merge_is_forecast_and_done_only_where_it_keeps_what_was_learned(packed, adapted, tokens):
     model = packed.model.load_adapter(adapted.folder, "ferry")
     apart = model.logits(tokens)
     forecast = model.merge_forecast(tokens)
     print(f"{packed.mode}: {forecast}")
-    with pytest.raises(ModelError, match="merging into the quantised backbone was not done"):
-        model.merge(tokens, least_agreement=1.01)
+    if packed.mode == "int8":
+        merged = model.merge(tokens, least_agreement=0.7).logits(tokens)
+        agreement = (merged.argmax(-1) == apart.argmax(-1)).mean()
+        assert agreement == pytest.approx(forecast.top1_agreement)
+        model.unmerge()
+    else:  # Most of the update is smaller than the steps between 16 levels.
+        with pytest.raises(ModelError, match="quantised backbone was not done: merged: KL"):
+            model.merge(tokens)
     np.testing.assert_array_equal(model.logits(tokens), apart)
-    merged = model.merge(tokens, least_agreement=0.5).logits(tokens)
-    agreement = (merged.argmax(-1) == apart.argmax(-1)).mean()
-    assert agreement == pytest.approx(forecast.top1_agreement, abs=1e-6)
-    np.testing.assert_array_equal(model.unmerge().logits(tokens), apart)
     model.remove_adapter("ferry")
