@@ -75,14 +75,14 @@ def test_every_recipe_for_adapters_is_measured_on_the_page() -> None:
 
 def test_a_row_of_the_table_is_the_mean_of_its_runs() -> None:
     run = {
-        "trained": 1,
-        "frozen": 99,
+        "share": 0.01,
         "accuracy": 0.5,
         "step_seconds": 0.1,
-        "processor_seconds": 10.0,
-        "temporary_bytes": 5_000_000,
+        "seconds": 10.0,
+        "held_bytes": 90_000_000,
+        "activation_bytes": 5_000_000,
         "peak_bytes": 2_000_000_000,
     }
     runs = [run, run | {"accuracy": 0.7}]
-    shown = "| ia3 | 1.00% | 0.600 | 100 ms | 10 s | 5 MB | 2.00 GB |"
+    shown = "| ia3 | 1.00% | 0.600 | 100 ms | 10 s | 90 MB | 5 MB | 2.00 GB |"
     assert methods.row("ia3", runs) == shown
