@@ -19,7 +19,7 @@ from tunekit.errors import CheckpointError, Issue, ModelError, RecipeError
 from tunekit.evaluation.audit import audit
 from tunekit.feeds import Feeder
 from tunekit.folder import check_replaceable
-from tunekit.methods.spec import LoRA, default_train, rate_factor, trained_parts
+from tunekit.methods.spec import LoRA, default_train, is_adapter, rate_factor, trained_parts
 from tunekit.models.loading import load_model
 from tunekit.models.model import Model
 from tunekit.models.spec import HeadSpec
@@ -215,6 +215,9 @@ def _ready_model(
         return
     check_given(recipe, given)
     with given.restored_on_error():
+        acting = [adapter.spec for adapter, _ in given.adapters.acting]
+        if is_adapter(recipe.method) and acting != [recipe.method]:
+            given.set_adapter([])  # It keeps the head that it has; the new one comes for another.
         asked = recipe.head if recipe.head != HeadSpec() else None
         same_head = asked is None or asked == given.head_spec
         if given.labels != task.label_names or not same_head:

@@ -105,7 +105,10 @@ IN_SECTIONS = [
     ("method: {rank: 3}", "or a mapping with one of these as its name; got None."),
     ("method: {name: lora, rnak: 3}", "method.rnak: method has no such field. Did you mean 'rank'"),
     ("method: {name: dora, rank: 0}", "method.rank: expected a number of at least 1; got 0."),
-    ("method: {name: vera, alpha: 2}", "method.alpha: method has no such field; it has name, rank,"),
+    (
+        "method: {name: vera, alpha: 2}",
+        "method.alpha: method has no such field; it has name, rank,",
+    ),
     (
         "method: {name: lora, rank_pattern: {'(': 3}}",
         "method.rank_pattern: '(' is not a regular expression",

@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 from tests.contract import families
+from tunekit import finetune
 from tunekit.errors import ModelError, SelectionError
 from tunekit.methods.spec import LoRA, Plain
 from tunekit.models.loading import load_model
@@ -171,7 +172,10 @@ def test_mixed_heads_of_the_same_labels_are_each_their_own(model):
         (lambda m: m.set_adapter(["a", "a"]), "'a' is named twice"),
         (lambda m: m.set_adapter({"a": "much"}), "expected a number as weight, got 'much'"),
         (lambda m: m.remove_adapter("z"), "no adapter 'z'"),
-        (lambda m: m.logits(IMAGES, adapters=["a"]), "expected a name for each of 4 examples, got 1"),
+        (
+            lambda m: m.logits(IMAGES, adapters=["a"]),
+            "expected a name for each of 4 examples, got 1",
+        ),
         (lambda m: m.logits(IMAGES, adapters=[None] * 4), "all are None"),
         (lambda m: m.unmerge(), "nothing is merged"),
         (lambda m: m.set_adapter([]).merge(), "no adapter is active"),
@@ -308,3 +312,17 @@ def test_an_adapter_read_back_goes_on_training_what_it_was(model, tmp_path):
     assert model.adapters["kept"].adapter.spec == model.adapters["b"].adapter.spec
     assert model.adapters["kept"].adapter.parts == model.adapters["b"].adapter.parts
     np.testing.assert_array_equal(model.logits(IMAGES), of_b)
+
+
+def test_tuning_again_with_another_method_leaves_the_first_its_head(made):
+    rng = np.random.default_rng(0)
+    options = {"epochs": 1, "batch_size": 4, "validation": 0.0, "progress": "none", "cache": "off"}
+    finetune(made, families.images(8), method="ia3", **options)
+    of_ia3, labels = made.logits(IMAGES), made.labels
+    others = (families.images(8)[0], [("cat", "dog")[i] for i in rng.permutation([0, 1] * 4)])
+    finetune(made, others, method=LoRA(rank=2), **options)
+    assert made.labels == ("cat", "dog")
+    assert made.adapters.active == (("lora", 1.0),)
+    made.set_adapter("ia3")
+    assert made.labels == labels
+    np.testing.assert_array_equal(made.logits(IMAGES), of_ia3)
