@@ -39,7 +39,7 @@ IN_SECTIONS = [
     ),
     (
         "head: {zzz: 1}",
-        "head.zzz: head has no such field; it has kind, pooling, hidden, activation, dropout, bias.",
+        "head.zzz: head has no such field; it has kind, pooling, hidden, activation, dropout, bias",
     ),
     # Types.
     ("seed: x", 'seed: expected a whole number; got "x".'),
