@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tunekit.errors import ModelError
-from tunekit.methods import bias
+from tunekit.methods import bias, bottleneck, ia3, prefix, prompt, vera, visual_prompt
 from tunekit.methods.adapter import Adapter
 from tunekit.methods.part import Placed, Places
 from tunekit.methods.place_lora import LayerInputs, Quantise, place_lora
-from tunekit.methods.spec import AdapterSpec, LoRA
+from tunekit.methods.spec import (
+    IA3,
+    AdapterSpec,
+    Bottleneck,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    VeRA,
+    VisualPrompt,
+)
 
-_MODULES = {
-    "vera": "vera",
-    "ia3": "ia3",
-    "bottleneck": "bottleneck",
-    "prefix": "prefix",
-    "prompt": "prompt",
-    "visual_prompt": "visual_prompt",
+_PLACES: dict[type, Callable[[Any, Places, np.random.Generator], list[Placed]]] = {
+    Bottleneck: bottleneck.place,
+    IA3: ia3.place,
+    PrefixTuning: prefix.place,
+    PromptTuning: prompt.place,
+    VeRA: vera.place,
+    VisualPrompt: visual_prompt.place,
 }
-"""Where the method of a spec's name is placed; each module has a function ``place``."""
 
 
 def attach(
@@ -51,10 +58,7 @@ def attach(
         placed = place_lora(spec, places, rng, layer_inputs=layer_inputs, quantise=quantise)
         placed += _biases(spec, places)
     else:
-        place: Callable[[Any, Places, np.random.Generator], list[Placed]] = importlib.import_module(
-            f"tunekit.methods.{_MODULES[spec.name]}"
-        ).place
-        placed = place(spec, places, rng)
+        placed = _PLACES[type(spec)](spec, places, rng)
     if not placed:
         raise ModelError(f"method '{spec.name}' found no layer of this network to sit on.")
     return Adapter.of(spec, placed)
