@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from tunekit.sweep import sweep as sweep
     from tunekit.sweep_record import Sweep as Sweep
     from tunekit.tasks.prediction import Prediction as Prediction
-    from tunekit.tasks.spec import TaskSpec as TaskSpec
+    from tunekit.tasks.spec import ClassificationSpec as ClassificationSpec
     from tunekit.training.spec import RuntimeSpec as RuntimeSpec
 
 __version__ = "0.1.0"
@@ -73,7 +73,7 @@ _HOMES = {
     "Result": "tunekit.result",
     "RuntimeSpec": "tunekit.training.spec",
     "Sweep": "tunekit.sweep_record",
-    "TaskSpec": "tunekit.tasks.spec",
+    "ClassificationSpec": "tunekit.tasks.spec",
     "TunekitError": "tunekit.errors",
     "VeRA": "tunekit.methods.spec",
     "VisualPrompt": "tunekit.methods.spec",

@@ -31,7 +31,7 @@ from tunekit.recipe_checks import contradictions
 from tunekit.recipe_issues import Keys, build_of, dotted, plain, translate
 from tunekit.recipe_keywords import as_keywords, to_tree
 from tunekit.shipped import recipe_path
-from tunekit.tasks.spec import TaskSpec
+from tunekit.tasks.spec import ClassificationSpec
 from tunekit.training.spec import RuntimeSpec
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Recipe(BaseModel):
     """The pretrained body."""
     data: DataSpec = DataSpec()
     """Where the examples are and how they are split."""
-    task: TaskSpec = TaskSpec()
+    task: ClassificationSpec = ClassificationSpec()
     """What is asked of the model."""
     head: HeadSpec = HeadSpec()
     """What is put on the backbone."""

@@ -14,7 +14,7 @@ from tunekit.models.spec import BackboneSpec, HeadSpec
 from tunekit.plans.builders import Builder, Discriminative
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.phase import Phase
-from tunekit.tasks.spec import TaskSpec
+from tunekit.tasks.spec import ClassificationSpec
 from tunekit.training.spec import RuntimeSpec
 
 IN_MEMORY = "in memory"
@@ -57,7 +57,7 @@ _FIELDS = {
 _SPECS = {
     "backbone": BackboneSpec,
     "data": DataSpec,
-    "task": TaskSpec,
+    "task": ClassificationSpec,
     "head": HeadSpec,
     "optimizer": OptimizerSpec,
     "augment": AugmentSpec,

@@ -116,8 +116,8 @@ def test_every_module_imports_only_from_below(path: Path) -> None:
     [
         ("data", "from tunekit.models.spec import HeadSpec"),
         ("tasks", "import tunekit.methods.spec"),
-        ("methods", "from tunekit.tasks.spec import TaskSpec"),
-        ("training", "def f():\n    from tunekit.tasks.spec import TaskSpec"),
+        ("methods", "from tunekit.tasks.spec import ClassificationSpec"),
+        ("training", "def f():\n    from tunekit.tasks.spec import ClassificationSpec"),
         ("training", "if TYPE_CHECKING:\n    from tunekit.methods import spec"),
         ("result", "from tunekit import Recipe"),
         ("result", "from tunekit import recipe_text"),

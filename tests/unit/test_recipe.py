@@ -20,7 +20,7 @@ from tunekit.plans.phase import Phase
 from tunekit.recipe import Recipe
 from tunekit.recipe_keywords import AUGMENTS, IN_MEMORY
 from tunekit.shipped import shipped_recipes
-from tunekit.tasks.spec import TaskSpec
+from tunekit.tasks.spec import ClassificationSpec
 from tunekit.training.spec import RuntimeSpec
 
 SHIPPED = list(shipped_recipes())
@@ -30,7 +30,7 @@ RICH = Recipe(
     seed=7,
     backbone=BackboneSpec(name="resnet_50_imagenet", image_size=(96, 128), dtype="mixed_bfloat16"),
     data=DataSpec(path="photos", labels=("no", "1e-4", "null", "é: x"), max_examples=9),
-    task=TaskSpec(multi_label=True, class_weights=(1.0, 2.0, 0.5, 1e-5)),
+    task=ClassificationSpec(multi_label=True, class_weights=(1.0, 2.0, 0.5, 1e-5)),
     head=HeadSpec(kind="mlp", hidden=(64, 32), dropout=0.1),
     augment=AugmentSpec(randaugment=RandAugmentSpec(3, 5.5), random_resized_crop=(0.25, 1.0)),
     plan=(
@@ -148,7 +148,7 @@ def test_keywords_say_the_same_as_a_recipe() -> None:
         seed=5,
         backbone=BackboneSpec("m", image_size=96),
         data=DataSpec("d", validation_fraction=0.3),
-        task=TaskSpec(label_smoothing=0.1),
+        task=ClassificationSpec(label_smoothing=0.1),
         method="head",
         plan=(Phase(epochs=3, learning_rate=1e-3),),
         batch=BatchSpec(size=8),
@@ -158,8 +158,8 @@ def test_keywords_say_the_same_as_a_recipe() -> None:
 @pytest.mark.parametrize(
     ("keywords", "section", "expected"),
     [
-        ({"task": "image_classification"}, "task", TaskSpec()),
-        ({"task": TaskSpec(top_k=2)}, "task", TaskSpec(top_k=2)),
+        ({"task": "image_classification"}, "task", ClassificationSpec()),
+        ({"task": ClassificationSpec(top_k=2)}, "task", ClassificationSpec(top_k=2)),
         ({"labels": ["a", "b"]}, "data", DataSpec("d", labels=("a", "b"))),
         ({"method": "head"}, "method", Plain("head")),
         ({"method": "dora"}, "method", LoRA(dora=True)),
@@ -177,7 +177,7 @@ def test_keywords_say_the_same_as_a_recipe() -> None:
         ({"augment": "light"}, "augment", AUGMENTS["light"]),
         ({"augment": AugmentSpec(mixup=0.2)}, "augment", AugmentSpec(mixup=0.2)),
         ({"augment": {"mixup": 0.2}}, "augment", AugmentSpec(mixup=0.2)),
-        ({"class_weights": np.array([1.0, 2.0])}, "task", TaskSpec(class_weights=(1.0, 2.0))),
+        ({"class_weights": np.array([1.0, 2.0])}, "task", ClassificationSpec(class_weights=(1.0, 2.0))),
         ({"precision": "mixed_bfloat16"}, "backbone", BackboneSpec("m", dtype="mixed_bfloat16")),
         ({"model": object()}, "backbone", BackboneSpec(IN_MEMORY)),
         ({"data": (np.zeros(3), [1])}, "data", DataSpec()),
@@ -196,8 +196,8 @@ def test_keywords_say_the_same_as_a_recipe() -> None:
         # What `finetune` passes where the caller says nothing.
         ({"plan": Phase(steps=3), "schedule": "cosine", "warmup": "5%", "epochs": None}, "plan",
          (Phase(steps=3),)),
-        ({"task": TaskSpec(label_smoothing=0.1), "label_smoothing": 0}, "task",
-         TaskSpec(label_smoothing=0.1)),
+        ({"task": ClassificationSpec(label_smoothing=0.1), "label_smoothing": 0}, "task",
+         ClassificationSpec(label_smoothing=0.1)),
     ],
 )  # fmt: skip
 def test_each_keyword_is_one_field_of_the_recipe(

@@ -7,9 +7,23 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval, Lt, MinLen
 
-SourceKind = Literal["auto", "arrays", "folder", "csv", "parquet", "tfds"]
+SourceKind = Literal[
+    "auto", "arrays", "folder", "csv", "parquet", "tfds", "jsonl", "json", "text", "datasets"
+]
 SplitName = Annotated[str, MinLen(1)]
 _STRICT: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+
+@dataclass(frozen=True)
+class MixedSpec:
+    """Further examples, drawn among those of the data: such as general text against forgetting."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    path: Annotated[str, MinLen(1)]
+    """Of the examples, in any form that `data.path` has; their columns are found by themselves."""
+    weight: Annotated[float, Gt(0)] = 0.1
+    """How often they come, the data themselves counting 1."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +33,24 @@ class DataSpec:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     path: str | None = None
-    """Image folder, .csv or .parquet file, prepared TFDS folder, or "tfds:name[:version]"."""
+    """Image folder; .csv, .parquet, .jsonl, .json or .txt file, or a folder of them; folder of
+    Hugging Face datasets; prepared TFDS folder, or "tfds:name[:version]"."""
     kind: SourceKind = "auto"
     """Format of the path; auto recognises it."""
     image_column: SplitName = "image"
     """Column of a table or TFDS feature that holds the image or its path."""
     label_column: SplitName = "label"
     """Column of a table or TFDS feature that holds the label."""
+    text_column: SplitName | None = None
+    """Column that holds the text, the words or the question; null finds it by its name."""
+    pair_column: SplitName | None = None
+    """Column of the second text of a pair; null finds it where the task is of pairs."""
+    prompt_column: SplitName | None = None
+    """Column of the prompt; null finds it by its name, as those of messages."""
+    response_column: SplitName | None = None
+    """Column of the response to the prompt; null finds it by its name."""
+    mix: tuple[MixedSpec, ...] = ()
+    """Further examples of texts, drawn among these while training."""
     label_separator: Annotated[str, MinLen(1)] = "|"
     """Separates several labels in one cell; a table where it occurs is multi-label."""
     train: SplitName | None = None
@@ -39,9 +64,10 @@ class DataSpec:
     labels: tuple[str, ...] | None = None
     """Label names in the order of the head's outputs; null sorts the names found."""
     on_unreadable: Literal["error", "skip"] = "error"
-    """What an image that cannot be decoded does."""
+    """What an image that cannot be decoded, or a row that cannot be read, does; skipped ones are
+    counted."""
     on_duplicate: Literal["error", "warn", "ignore"] = "error"
-    """What the same image in two splits, or under two labels, does."""
+    """What the same image or text in two splits, or under two labels, does."""
     max_examples: Annotated[int, Gt(0)] | None = None
     """Keeps this many examples of each split, drawn by seed and stratified; null keeps all."""
     split_seed: Annotated[int, Ge(0)] | None = None
@@ -147,6 +173,11 @@ class BatchSpec:
     """Draws every class equally often."""
     prefetch: Annotated[int, Ge(1)] = 2
     """Batches decoded ahead of the step."""
+    max_length: Annotated[int, Ge(2)] | None = None
+    """Longest text in tokens, cut beyond; null: that of the model, at most 512."""
+    packing: bool = False
+    """Whether several texts fill one row of `max_length` tokens, each seeing itself alone; `size`
+    then counts rows."""
 
     def issues(self) -> list[tuple[str, str]]:
         """Returns (relative path, message) where size does not divide into micro-batches."""

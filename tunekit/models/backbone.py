@@ -10,6 +10,7 @@ import numpy as np
 
 from tunekit.models.preprocessing import ImagePreprocessing
 from tunekit.models.spec import Activation
+from tunekit.models.tokenizing import Tokenizer
 
 Features = Literal["map", "tokens", "vector", "encoder_states", "decoder_states"]
 
@@ -80,6 +81,8 @@ class Backbone:
     """How many token ids there are, from 0."""
     max_length_tokens: int | None = None
     """Longest sequence that it was made for."""
+    tokenizer: Tokenizer | None = None
+    """From text to token ids and back; None where it takes images, or the source has none."""
     language_head: keras.layers.Layer | None = None
     """Hidden states [B, T, D] to logits [B, T, V], where the source is a causal language model.
 

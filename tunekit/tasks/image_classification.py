@@ -13,7 +13,7 @@ from scipy.special import expit, softmax
 
 from tunekit.errors import DataError
 from tunekit.tasks.prediction import Prediction
-from tunekit.tasks.spec import TaskSpec
+from tunekit.tasks.spec import ClassificationSpec
 
 if TYPE_CHECKING:
     from tunekit.data.source import Source
@@ -48,7 +48,7 @@ class ImageClassification:
 
     @classmethod
     def bind(
-        cls, spec: TaskSpec, source: Source, augment: AugmentSpec | None = None
+        cls, spec: ClassificationSpec, source: Source, augment: AugmentSpec | None = None
     ) -> ImageClassification:
         """Returns the task for the labels of `source`, the training examples.
 
@@ -212,7 +212,7 @@ def _sigmoid_cross_entropy(
 
 
 def _class_weights(
-    spec: TaskSpec, labels: np.ndarray, names: tuple[str, ...], *, multi_label: bool
+    spec: ClassificationSpec, labels: np.ndarray, names: tuple[str, ...], *, multi_label: bool
 ) -> tuple[float, ...] | None:
     """Returns one weight a label name, or None.
 

@@ -14,7 +14,7 @@ from tunekit.data.spec import AugmentSpec
 from tunekit.errors import DataError
 from tunekit.models.preprocessing import ImagePreprocessing
 from tunekit.tasks.image_classification import ImageClassification
-from tunekit.tasks.spec import TaskSpec
+from tunekit.tasks.spec import ClassificationSpec
 
 NAMES = ("cat", "dog", "emu")
 TASK = ImageClassification(NAMES)
@@ -161,14 +161,14 @@ def test_augment_batch_without_mixing_adds_one_hot_targets_only():
 
 def test_balanced_class_weights_are_scikit_learns():
     labels = np.asarray([0] * 6 + [1] * 3 + [2])
-    task = bound(TaskSpec(class_weights="balanced"), labels)
+    task = bound(ClassificationSpec(class_weights="balanced"), labels)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     assert task.class_weights == pytest.approx(tuple(expected))
 
 
 def test_balanced_multi_label_weights_are_negatives_over_positives():
     labels = np.asarray([[1, 0, 1], [1, 1, 0], [1, 0, 0], [0, 0, 1]], np.float32)
-    task = bound(TaskSpec(class_weights="balanced"), labels)
+    task = bound(ClassificationSpec(class_weights="balanced"), labels)
     assert task.multi_label
     assert task.class_weights == pytest.approx((1 / 3, 3.0, 1.0))
 
@@ -176,24 +176,24 @@ def test_balanced_multi_label_weights_are_negatives_over_positives():
 def test_a_class_without_examples_cannot_be_balanced():
     labels = np.asarray([0, 1, 0])
     with pytest.raises(DataError, match="cannot balance emu: no training example"):
-        bound(TaskSpec(class_weights="balanced"), labels)
+        bound(ClassificationSpec(class_weights="balanced"), labels)
 
 
 def test_class_weights_must_be_one_a_label():
     labels = np.asarray([0, 1, 2])
     with pytest.raises(DataError, match="expected 3 weights, .* got 2"):
-        bound(TaskSpec(class_weights=(1.0, 2.0)), labels)
+        bound(ClassificationSpec(class_weights=(1.0, 2.0)), labels)
 
 
 def test_several_labels_an_image_refuse_a_task_of_one():
     labels = np.ones((4, 3), np.float32)
     with pytest.raises(DataError, match="task.multi_label: the data has several labels"):
-        bound(TaskSpec(multi_label=False), labels)
+        bound(ClassificationSpec(multi_label=False), labels)
 
 
 def test_one_label_an_image_may_train_a_sigmoid_head():
     labels = np.asarray([0, 1, 2])
-    task = bound(TaskSpec(multi_label=True), labels)
+    task = bound(ClassificationSpec(multi_label=True), labels)
     assert task.multi_label
     assert np.array_equal(task.encode_label(1), [0.0, 1.0, 0.0])
 
