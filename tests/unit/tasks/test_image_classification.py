@@ -187,7 +187,7 @@ def test_class_weights_must_be_one_a_label():
 
 def test_several_labels_an_image_refuse_a_task_of_one():
     labels = np.ones((4, 3), np.float32)
-    with pytest.raises(DataError, match="task.multi_label: the data has several labels"):
+    with pytest.raises(DataError, match="task.multi_label: the data has several labels an example"):
         bound(ClassificationSpec(multi_label=False), labels)
 
 
