@@ -18,13 +18,20 @@ from tunekit.plans.phase import Phase, Schedule
 from tunekit.recipe import Recipe
 from tunekit.result import Result
 from tunekit.run import run
+from tunekit.tasks.spec import TaskSpec
 
 
 def finetune(
     model: str | Path | Model | keras.Model,
     data: Any,
     *,
-    task: str = "image_classification",
+    task: str | TaskSpec | None = None,
+    text: str | None = None,
+    pair: str | None = None,
+    label: str | None = None,
+    prompt: str | None = None,
+    response: str | None = None,
+    template: str | None = None,
     labels: Sequence[str] | None = None,
     method: str | Method = "full",
     head: str | HeadSpec | None = None,
@@ -37,6 +44,8 @@ def finetune(
     early_stopping: int | None = None,
     batch_size: int | None = None,
     accumulate: int | None = None,
+    max_length: int | None = None,
+    packing: bool = False,
     optimizer: str | OptimizerSpec | None = None,
     weight_decay: float | None = None,
     clip_norm: float | None = None,
@@ -65,9 +74,19 @@ def finetune(
     a `Model` as it was; Ctrl-C leaves it as the last whole step made it.
 
     Args:
-        model: bundled name, preset, folder, keras.applications name, `Model` or `keras.Model`.
-        data: a path, (images, labels), or a dict of those by split name.
-        task: what is asked of the model.
+        model: bundled name, preset, folder, GGUF file, keras.applications name, `Model` or
+            `keras.Model`.
+        data: a path, (images or texts, labels), a list of rows as dicts, or a dict of those by
+            split name.
+        task: what is asked of the model, "text_classification", "sft"…, or a whole spec; by
+            default what the data say.
+        text: column of the text, the words or the question; found by its name where not given.
+        pair: column of the second text of a pair.
+        label: column of the label.
+        prompt: column of the prompt.
+        response: column of the response to it.
+        template: format of a prompt, such as "### Instruction: {prompt} ### Response: ", in place
+            of the tokenizer's chat template.
         labels: order of the label names.
         method: what is put on the network and what may train: "full", "head", "lora", "dora",
             "ia3"… or a spec such as LoRA(rank=8, targets="attention").
@@ -83,6 +102,8 @@ def finetune(
         early_stopping: evaluations without a better one that end the training.
         batch_size: examples per optimizer step.
         accumulate: micro-batches that one step is computed in.
+        max_length: longest text in tokens, cut beyond.
+        packing: whether several texts fill one row of `max_length` tokens.
         optimizer: name, or a whole `OptimizerSpec`.
         weight_decay: decoupled decay of kernels.
         clip_norm: largest global norm of the gradients.

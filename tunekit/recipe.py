@@ -31,16 +31,19 @@ from tunekit.recipe_checks import contradictions
 from tunekit.recipe_issues import Keys, build_of, dotted, plain, translate
 from tunekit.recipe_keywords import as_keywords, to_tree
 from tunekit.shipped import recipe_path
-from tunekit.tasks.spec import ClassificationSpec
+from tunekit.tasks import spec as task_specs
+from tunekit.tasks.spec import TASK_NAMES, ClassificationSpec, TaskSpec
 from tunekit.training.spec import RuntimeSpec
 
 if TYPE_CHECKING:
     PlanItem = Phase | Builder
     AnyMethod = Method
+    AnyTask = TaskSpec
 else:  # pydantic is told which of them an item is: its mistakes are then those of that one alone
     _TAGGED = tuple(Annotated[item, Tag(build_of(item))] for item in (Phase, *get_args(Builder)))
     PlanItem = Annotated[Union[_TAGGED], Discriminator(build_of)]  # noqa: UP007
     AnyMethod = Annotated[Method, Discriminator("name")]
+    AnyTask = Annotated[TaskSpec, Discriminator("name")]
 
 
 class Recipe(BaseModel):
@@ -63,8 +66,8 @@ class Recipe(BaseModel):
     """The pretrained body."""
     data: DataSpec = DataSpec()
     """Where the examples are and how they are split."""
-    task: ClassificationSpec = ClassificationSpec()
-    """What is asked of the model."""
+    task: AnyTask = ClassificationSpec()
+    """What is asked of the model; a word alone is a task's name."""
     head: HeadSpec = HeadSpec()
     """What is put on the backbone."""
     augment: AugmentSpec = AugmentSpec()
@@ -144,9 +147,10 @@ class Recipe(BaseModel):
         cache = schema["properties"]["cache"]
         store = schema["$defs"]["CacheSpec"]["properties"]["store"]
         cache["anyOf"] = [{"$ref": cache.pop("$ref")}, {"enum": store["enum"]}]
-        method = schema["properties"]["method"]
-        alternatives = {key: method.pop(key) for key in ("oneOf", "discriminator")}
-        method["anyOf"] = [alternatives, {"enum": list(METHOD_NAMES)}]
+        for section, names in (("method", METHOD_NAMES), ("task", TASK_NAMES)):
+            named = schema["properties"][section]
+            alternatives = {key: named.pop(key) for key in ("oneOf", "discriminator")}
+            named["anyOf"] = [alternatives, {"enum": list(names)}]
         return schema
 
     def to_yaml(self) -> str:
@@ -180,6 +184,11 @@ def _fill(recipe: Recipe, tree: dict[str, Any], issues: list[Issue]) -> None:
         if message := name_mistake(tree["method"]):
             issues.append(Issue("method", message))
             del tree["method"]
+    if "task" in tree:
+        tree["task"] = task_specs.spelt_out(tree["task"])
+        if message := task_specs.name_mistake(tree["task"]):
+            issues.append(Issue("task", message))
+            del tree["task"]
     mistakes = _validate(recipe, tree)
     if mistakes:
         # What was right goes on to the checks of combinations, beside defaults for the rest.

@@ -12,6 +12,7 @@ from tunekit.models.selection import syntax_issues
 from tunekit.plans.builders_rates import Discriminative, LayerDecay
 from tunekit.plans.phase import Phase
 from tunekit.recipe_issues import Keys, dotted
+from tunekit.tasks.spec import ClassificationSpec
 
 if TYPE_CHECKING:
     from tunekit.recipe import Recipe
@@ -133,6 +134,8 @@ def _of_cache(recipe: Recipe) -> Iterator[Contradiction]:
 
 
 def _of_class_weights(recipe: Recipe) -> Iterator[Contradiction]:
+    if not isinstance(recipe.task, ClassificationSpec):
+        return
     weights, labels = recipe.task.class_weights, recipe.data.labels
     if isinstance(weights, tuple) and labels is not None and len(weights) != len(labels):
         message = (

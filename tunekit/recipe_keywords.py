@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tunekit.data.spec import AugmentSpec, BatchSpec, CacheSpec, DataSpec
 from tunekit.errors import Issue, did_you_mean
@@ -14,7 +14,7 @@ from tunekit.models.spec import BackboneSpec, HeadSpec
 from tunekit.plans.builders import Builder, Discriminative
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.phase import Phase
-from tunekit.tasks.spec import ClassificationSpec
+from tunekit.tasks.spec import TaskSpec
 from tunekit.training.spec import RuntimeSpec
 
 IN_MEMORY = "in memory"
@@ -30,12 +30,20 @@ _FIELDS = {
     "data": "data.path",
     "task": "task.name",
     "labels": "data.labels",
+    "text": "data.text_column",
+    "pair": "data.pair_column",
+    "prompt": "data.prompt_column",
+    "response": "data.response_column",
+    "label": "data.label_column",
+    "template": "task.template",
     "method": "method",
     "head": "head.kind",
     "optimizer": "optimizer.name",
     "weight_decay": "optimizer.weight_decay",
     "batch_size": "batch.size",
     "accumulate": "batch.accumulate",
+    "max_length": "batch.max_length",
+    "packing": "batch.packing",
     "cache": "cache.store",
     "augment": "augment",
     "label_smoothing": "task.label_smoothing",
@@ -57,7 +65,7 @@ _FIELDS = {
 _SPECS = {
     "backbone": BackboneSpec,
     "data": DataSpec,
-    "task": ClassificationSpec,
+    "task": TaskSpec,
     "head": HeadSpec,
     "optimizer": OptimizerSpec,
     "augment": AugmentSpec,
@@ -89,9 +97,11 @@ def to_tree(keywords: Mapping[str, Any], issues: list[Issue]) -> dict[str, Any]:
             del given["augment"]
     tree: dict[str, Any] = {}
     doors: dict[str, str] = {}
+    doors_of: dict[str, str] = {}
     for name, field in _FIELDS.items():
         section = field.partition(".")[0]
         if section in _SPECS and isinstance(given.get(name), _SPECS[section]):
+            doors_of[section] = type(given[name]).__name__
             tree[section] = asdict(given.pop(name))
             doors[section] = name
     for name in _FIELDS.keys() & given.keys():
@@ -99,15 +109,19 @@ def to_tree(keywords: Mapping[str, Any], issues: list[Issue]) -> dict[str, Any]:
             section, _, key = field.partition(".")
             if not key:
                 tree[section] = value
-            elif value != getattr(_SPECS[section], key, None):
+            elif value != _default(section, key):
                 if section in doors:
-                    message = (
-                        f"{doors[section]} is a whole {_SPECS[section].__name__}; say {key} in it."
-                    )
+                    message = f"{doors[section]} is a whole {doors_of[section]}; say {key} in it."
                     issues.append(Issue(name, message))
                 tree.setdefault(section, {})[key] = value
     tree["plan"] = _plan(given, issues)
     return tree
+
+
+def _default(section: str, key: str) -> Any:
+    """What a field is where nothing is said; a task's is that of the first task that has it."""
+    specs = get_args(_SPECS[section]) or (_SPECS[section],)
+    return next((getattr(spec, key) for spec in specs if hasattr(spec, key)), None)
 
 
 def _said(name: str, value: Any) -> list[tuple[str, Any]]:

@@ -20,7 +20,7 @@ from tunekit.models.model import Model
 from tunekit.recipe import Recipe
 from tunekit.side_by_side import MemberRun, result_of, run_members
 from tunekit.sweep_members import member_recipes
-from tunekit.sweep_record import MARKS, Sweep
+from tunekit.sweep_record import MARKS, Sweep, monitored
 from tunekit.sweep_search import Search
 from tunekit.sweep_space import Space, check_count
 from tunekit.tasks.image_classification import ImageClassification
@@ -78,7 +78,7 @@ def sweep(
     folder = out or base.runtime.out
     if folder is not None:
         check_replaceable(Path(folder).expanduser(), MARKS)
-    metric = (metric or recipes[0].runtime.monitor).removeprefix("val_")
+    metric = (metric or monitored(recipes[0].runtime)).removeprefix("val_")
     splits = _checked_data(recipes[0], data, metric)
     if splits is not None and all(each.data == recipes[0].data for each in recipes):
         data = splits

@@ -18,11 +18,11 @@ from tunekit.report.sweep_plot import plot_sweep
 from tunekit.result import Result
 from tunekit.side_by_side import MemberRun, result_of
 from tunekit.sweep_space import SEED, Values, value_text, values_text
+from tunekit.training.spec import LOWER_IS_BETTER, RuntimeSpec
 
 FILES = ("sweep.csv", "sweep.json", "sweep.png", "best", "recipes")
 MARKS = ("sweep.json",)
 """A folder with one of these in it is a sweep's to write to."""
-LOWER_IS_BETTER = ("loss", "expected_calibration_error")
 
 Row = dict[str, Any]
 
@@ -234,6 +234,11 @@ def is_lower_better(metric: str) -> bool:
     return metric in LOWER_IS_BETTER
 
 
+def monitored(runtime: RuntimeSpec) -> str:
+    """Returns the metric that says which weights of a member are best."""
+    return "accuracy" if runtime.monitor == "auto" else runtime.monitor
+
+
 def score_of(run: MemberRun, metric: str) -> float | None:
     """Returns a validation metric of the weights that a member ended with; `None` without one."""
     runtime, rows = run.recipe.runtime, run.history
@@ -241,7 +246,8 @@ def score_of(run: MemberRun, metric: str) -> float | None:
         return None
     ended = rows[-1]
     if runtime.restore_best:
-        name, sign = f"val_{runtime.monitor}", -1 if is_lower_better(runtime.monitor) else 1
+        monitor = monitored(runtime)
+        name, sign = f"val_{monitor}", -1 if is_lower_better(monitor) else 1
         scored = [row for row in rows if math.isfinite(row.get(name, math.nan))]
         # As in training the first of equally good ones counts, which is the one that max finds.
         ended = max(scored, key=lambda row: sign * row[name], default=ended)

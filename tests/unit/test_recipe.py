@@ -20,7 +20,7 @@ from tunekit.plans.phase import Phase
 from tunekit.recipe import Recipe
 from tunekit.recipe_keywords import AUGMENTS, IN_MEMORY
 from tunekit.shipped import shipped_recipes
-from tunekit.tasks.spec import ClassificationSpec
+from tunekit.tasks.spec import ClassificationSpec, LanguageModellingSpec
 from tunekit.training.spec import RuntimeSpec
 
 SHIPPED = list(shipped_recipes())
@@ -158,7 +158,10 @@ def test_keywords_say_the_same_as_a_recipe() -> None:
 @pytest.mark.parametrize(
     ("keywords", "section", "expected"),
     [
-        ({"task": "image_classification"}, "task", ClassificationSpec()),
+        ({"task": "image_classification"}, "task", ClassificationSpec(name="image_classification")),
+        ({"task": "sft", "template": "Q: {prompt}"}, "task", LanguageModellingSpec(template="Q: {prompt}")),
+        ({"text": "body", "label": "stars"}, "data",
+         DataSpec("d", text_column="body", label_column="stars")),
         ({"task": ClassificationSpec(top_k=2)}, "task", ClassificationSpec(top_k=2)),
         ({"labels": ["a", "b"]}, "data", DataSpec("d", labels=("a", "b"))),
         ({"method": "head"}, "method", Plain("head")),

@@ -49,5 +49,7 @@ class Feed:
     """The layer whose cached outputs the batches hold; `None`: they hold the model's inputs."""
     reason: str = ""
     """Why nothing is cached; "" where something is."""
+    monitor: str = "accuracy"
+    """The task's own metric of which weights are best."""
     program: Hashable = None
     """Equal for feeds whose steps are one program, the rest of the phase being equal."""

@@ -79,7 +79,7 @@ class Members:
         while states[0].progress.phase_step < len(rates):
             progress, per_epoch = states[0].progress, feeds[0].steps_per_epoch
             epoch = progress.first_epoch + progress.phase_step // per_epoch
-            since, examples = time.perf_counter(), progress.loss_weight
+            since, examples = time.perf_counter(), 0.0
             pending: tuple[Measured, np.ndarray, float] | None = None
             for rows in zip(*(each.epoch(epoch) for each in batches), strict=True):
                 batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -100,11 +100,12 @@ class Members:
                 # One step late: the next is under way while this loss is waited for.
                 self._read(states, pending)
                 pending = (measured, batch["weight"].sum(axis=1), float(rate.max()))
+                examples += float(batch["weight"][0].sum())
                 if progress.phase_step == len(rates):
                     break
             self._read(states, pending)
             seconds = time.perf_counter() - since
-            self._end_pass(states, carried, epoch, seconds, progress.loss_weight - examples)
+            self._end_pass(states, carried, epoch, seconds, examples)
         for trainer, state in zip(self.trainers, states, strict=True):
             trainer.record_phase(state)
 
@@ -128,13 +129,13 @@ class Members:
         if pending is None:
             return
         measured, examples, rate = pending
-        losses = np.asarray(measured.loss)
+        losses, weights = np.asarray(measured.loss), np.asarray(measured.weight)
         for m, state in enumerate(states):
             if not np.isfinite(losses[m]):
                 message = f"the loss is {losses[m]} at step {state.progress.step}"
                 self._failures.setdefault(m, message)
-            state.progress.loss_sum += float(losses[m]) * float(examples[m])
-            state.progress.loss_weight += float(examples[m])
+            state.progress.loss_sum += float(losses[m]) * float(weights[m])
+            state.progress.loss_weight += float(weights[m])
         alive = np.nanmean(losses) if np.isfinite(losses).any() else float("nan")
         self.reporter.step(loss=float(alive), learning_rate=rate, examples=round(examples.sum()))
 

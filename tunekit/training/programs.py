@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +26,10 @@ Program = Callable[..., tuple[Carried, Measured]]
 
 @dataclass(eq=False)
 class Programs:
-    """The compiled step of every phase; phases of one partition and one kind of data share it."""
+    """The compiled steps of every phase, one for each shape that its batches have.
+
+    Phases of one partition and one kind of data share them.
+    """
 
     forward: Forward
     phases: Sequence[ResolvedPhase]
@@ -49,24 +52,25 @@ class Programs:
 
     def of(self, index: int, carried: Carried, *arguments: Any) -> Program:
         """Returns the step of a phase, having waited for it; compiled for these arguments."""
-        key = self.keys[index]
+        key = (self.keys[index], _shapes(arguments[2]))
         if key not in self._futures:
             self._begin(key, self.step(index).lowered(carried, *arguments))
         return self._futures[key].result()
 
     def prepare(self, index: int) -> None:
         """Begins to compile the step of a phase that has not begun, from its shapes alone."""
-        if index == len(self.phases) or (key := self.keys[index]) in self._futures:
+        if index == len(self.phases):
             return
-        phase = self.phases[index]
+        phase, columns = self.phases[index], self.feeds[index].columns
+        if (key := (self.keys[index], _shapes(columns))) in self._futures:
+            return
         carried, frozen = jax.eval_shape(
             lambda values: partition(self.forward, phase, values, self.optimizer_of(index)),
             self.forward.values(),
         )
         rates = jax.ShapeDtypeStruct((len(phase.trainable),), np.float32)
         seed_key = jax.eval_shape(lambda: jax.random.key(0))
-        columns = dict(self.feeds[index].columns)
-        arguments = (frozen, self.anchors_of(index), columns, rates, seed_key)
+        arguments = (frozen, self.anchors_of(index), dict(columns), rates, seed_key)
         self._begin(key, self.step(index).lowered(carried, *arguments))
 
     def close(self) -> None:
@@ -90,15 +94,12 @@ class Programs:
 
     @cached_property
     def keys(self) -> list[Hashable]:
-        """Equal for phases of one program: all that is traced, rates not among it."""
+        """Equal for phases of one program: all that is traced but shapes, rates not among it."""
         keys: list[Hashable] = []
         for index, (phase, feed) in enumerate(zip(self.phases, self.feeds, strict=True)):
             spec = phase.spec
             modes = (spec.batch_norm, spec.frozen_dropout, spec.l2_sp, spec.mixout)
-            shapes = tuple(
-                (name, c.shape, str(c.dtype)) for name, c in sorted(feed.columns.items())
-            )
-            of_feed = (feed.start, feed.accumulate, feed.program, shapes)
+            of_feed = (feed.start, feed.accumulate, feed.program)
             keys.append((phase.trainable, self.optimizer_of(index), modes, of_feed))
         return keys
 
@@ -129,3 +130,8 @@ class Programs:
         if memory is not None and memory.temp_size_in_bytes > LARGEST_KEPT_BYTES:
             return_freed_memory()
         return program
+
+
+def _shapes(columns: Mapping[str, Any]) -> Hashable:
+    """Shape and dtype of each column of a batch."""
+    return tuple((name, tuple(c.shape), str(c.dtype)) for name, c in sorted(columns.items()))

@@ -9,6 +9,23 @@ from annotated_types import Ge
 
 from tunekit.durations import Duration
 
+Monitor = Literal[
+    "auto",
+    "loss",
+    "accuracy",
+    "f1",
+    "f1_macro",
+    "f1_micro",
+    "mean_average_precision",
+    "exact_match",
+    "perplexity",
+    "pearson",
+    "spearman",
+    "recall_at_1",
+]
+LOWER_IS_BETTER = ("loss", "perplexity", "expected_calibration_error")
+"""The metrics of which less is better."""
+
 _STRICT: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
@@ -26,8 +43,9 @@ class RuntimeSpec:
     """Time between checkpoints ("1 epoch", "500 steps"); null writes none."""
     keep_checkpoints: Annotated[int, Ge(1)] = 2
     """Checkpoints kept, the newest ones; the best is kept besides."""
-    monitor: Literal["loss", "accuracy"] = "accuracy"
-    """Validation metric that says which weights are best."""
+    monitor: Monitor = "auto"
+    """Validation metric that says which weights are best; auto: the task's own, such as
+    accuracy."""
     restore_best: bool = True
     """Ends with the weights of the best evaluation, not with the last."""
     remat: Literal["none", "blocks", "full"] = "none"

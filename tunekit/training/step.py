@@ -66,6 +66,8 @@ class Measured(NamedTuple):
     """Mean loss of the batch, before the step."""
     gradient_norm: jax.Array
     """Global L2 norm of the gradients, before clipping."""
+    weight: jax.Array
+    """What the loss is a mean over: examples, or the tokens that count."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +116,7 @@ class Step:
             key: of all that is random in the step.
         """
         total, weight, gradients, mutable = self._gradients(carried, frozen, anchors, batch, key)
-        weight = jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
+        measured_weight, weight = weight, jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
         gradients = {name: value / weight for name, value in gradients.items()}
         if self.l2_sp:
             pull = l2_sp_gradients(carried.trainable, anchors, self.l2_sp)
@@ -131,7 +133,9 @@ class Step:
             name: self._decay() * average + (1 - self._decay()) * trainable[name]
             for name, average in carried.ema.items()
         }
-        return Carried(trainable, mutable, optimizer, ema), Measured(total / weight, norm)
+        return Carried(trainable, mutable, optimizer, ema), Measured(
+            total / weight, norm, measured_weight
+        )
 
     def _decay(self) -> float:
         return self.optimizer.ema or 0.0

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from tunekit.durations import Duration
-from tunekit.errors import TrainingError
+from tunekit.errors import TrainingError, did_you_mean
 from tunekit.models.forward import Forward
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.resolve import ResolvedPhase
@@ -21,7 +21,7 @@ from tunekit.training.feed import Feed, TrainingBatches
 from tunekit.training.memory import memory_text, step_memory
 from tunekit.training.programs import Programs
 from tunekit.training.progress import Reporter, SilentReporter
-from tunekit.training.spec import RuntimeSpec
+from tunekit.training.spec import LOWER_IS_BETTER, RuntimeSpec
 from tunekit.training.state import NO_SCORE, Progress, State, enter_phase
 from tunekit.training.statistics import reestimated
 from tunekit.training.step import Measured, Values
@@ -66,6 +66,7 @@ class Trainer:
     programs: Programs = field(init=False)
     """The compiled steps of the phases."""
     _state: State | None = field(default=None, init=False)
+    _last_program: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Prepares the programs; nothing is compiled yet."""
@@ -205,7 +206,7 @@ class Trainer:
         """One pass over the data, or what the phase leaves of it; then its row."""
         progress, per_epoch = state.progress, batches.steps_per_epoch
         epoch = progress.first_epoch + progress.phase_step // per_epoch
-        since, examples_before = time.perf_counter(), progress.loss_weight
+        since, examples = time.perf_counter(), 0.0
         pending: tuple[Measured, float, float] | None = None
         for batch in batches.epoch(epoch, progress.phase_step % per_epoch):
             rate = float(phase.learning_rates[progress.phase_step])
@@ -215,6 +216,7 @@ class Trainer:
             # One step late: reading a loss waits for its step, and the next is under way by then.
             self._read(state, pending)
             pending = (measured, float(batch["weight"].sum()), rate)
+            examples += pending[1]
             at_end = progress.phase_step == phase.steps or progress.phase_step % per_epoch == 0
             if not at_end and self._is_due(progress):
                 self._read(state, pending)
@@ -224,7 +226,7 @@ class Trainer:
                 break
         self._read(state, pending)
         seconds = time.perf_counter() - since
-        self.end_pass(state, epoch, seconds, progress.loss_weight - examples_before)
+        self.end_pass(state, epoch, seconds, examples)
 
     def _step(
         self, state: State, phase: ResolvedPhase, batch: Mapping[str, np.ndarray], rate: float
@@ -235,13 +237,21 @@ class Trainer:
         anchors = self.programs.anchors_of(index)
         arguments = (state.frozen, anchors, dict(batch), rates, key)
         program = self.programs.of(index, state.carried, *arguments)
-        if not state.progress.memory:
-            state.progress.memory = step_memory(state.carried, state.frozen, program)
-            self.reporter.note(memory_text(state.progress.memory))
+        self._note_memory(state, program)
         state.carried, measured = program(state.carried, *arguments)
         # The device is busy with the step: time to trace what comes next.
         self.programs.prepare(index + 1)
         return measured
+
+    def _note_memory(self, state: State, program: Any) -> None:
+        """Keeps the memory of the program that needs most: one for each shape of a batch."""
+        if program is self._last_program:
+            return
+        self._last_program = program
+        memory, known = step_memory(state.carried, state.frozen, program), state.progress.memory
+        if not known or (memory["activations"] or 0) > (known["activations"] or 0):
+            state.progress.memory = memory
+            self.reporter.note(memory_text(memory))
 
     def _read(self, state: State, pending: tuple[Measured, float, float] | None) -> None:
         if pending is None:
@@ -254,8 +264,9 @@ class Trainer:
                 "Lower the learning rate, lengthen the warmup, or set optimizer.clip_norm; the "
                 "model is as it was before training."
             )
-        state.progress.loss_sum += loss * examples
-        state.progress.loss_weight += examples
+        weight = float(measured.weight)
+        state.progress.loss_sum += loss * weight
+        state.progress.loss_weight += weight
         self.reporter.step(loss=loss, learning_rate=rate, examples=round(examples))
 
     def end_pass(self, state: State, epoch: int, seconds: float, examples: float) -> None:
@@ -265,7 +276,7 @@ class Trainer:
             "epoch": epoch + 1,
             "phase": progress.phase,
             "step": progress.step,
-            "loss": progress.loss_sum / progress.loss_weight,
+            "loss": progress.loss_sum / max(progress.loss_weight, 1e-12),
             "learning_rate": float(phase.learning_rates[progress.phase_step - 1]),
         }
         progress.loss_sum = progress.loss_weight = 0.0
@@ -282,7 +293,15 @@ class Trainer:
 
     def _score(self, state: State, phase: ResolvedPhase, metrics: Mapping[str, Any]) -> None:
         progress, monitor = state.progress, self.runtime.monitor
-        progress.score = -metrics[monitor] if monitor == "loss" else metrics[monitor]
+        if monitor == "auto":
+            monitor = self.feeds[progress.phase].monitor
+        if metrics.get(monitor) is None:
+            known = [name for name, value in metrics.items() if isinstance(value, float)]
+            raise TrainingError(
+                f"runtime.monitor: evaluation gives no {monitor!r}.{did_you_mean(monitor, known)} "
+                f"It gives {', '.join(known)}."
+            )
+        progress.score = -metrics[monitor] if monitor in LOWER_IS_BETTER else metrics[monitor]
         progress.waited += 1
         if progress.score > progress.phase_best_score:
             progress.phase_best_score = progress.score
