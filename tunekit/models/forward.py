@@ -106,16 +106,7 @@ class Forward:
 
     def assign(self, values: Mapping[str, jax.Array]) -> None:
         """Writes `values` into the model's variables, the model then holding these arrays."""
-        try:
-            self._assign(values)
-        except KeyboardInterrupt:
-            # All or nothing: a model of which half is trained is worth neither half.
-            self._assign(values)
-            raise
-
-    def _assign(self, values: Mapping[str, jax.Array]) -> None:
-        for name, value in values.items():
-            self.variables[name].assign(value)
+        assign_all(self.variables, values)
 
     def __call__(
         self,
@@ -136,8 +127,36 @@ class Forward:
         Returns:
             The model's outputs, and new values of BatchNorm statistics and seeds.
         """
+        given = self._given(values)
+        with self._applied(given, training=training, trainable=trainable) as scope:
+            outputs = self.model(inputs, training=training)
+        updates = {}
+        for name, variable in self.variables.items():
+            value = scope.get_current_value(variable)
+            if value is not None and value is not given[name]:
+                updates[name] = value
+        return outputs, updates
+
+    @contextmanager
+    def applied(self, values: Mapping[str, jax.Array]) -> Iterator[None]:
+        """Within the block the layers have these values and the adapters act, in inference mode.
+
+        Whatever calls the layers or the model there, passes them ``training=False``.
+
+        Args:
+            values: one array for every variable.
+        """
+        with self._applied(self._given(values), training=False, trainable=()):
+            yield
+
+    def _given(self, values: Mapping[str, jax.Array]) -> Values:
         # Trained values may be float32 where the variable, and so the layer, is bfloat16.
-        given = {name: values[name].astype(v.dtype) for name, v in self.variables.items()}
+        return {name: values[name].astype(v.dtype) for name, v in self.variables.items()}
+
+    @contextmanager
+    def _applied(
+        self, given: Values, *, training: bool, trainable: Collection[str]
+    ) -> Iterator[keras.StatelessScope]:
         mapping = [
             (variable, given[name])
             for name, variable in self.variables.items()
@@ -150,13 +169,7 @@ class Forward:
             self._adapted(given, training=training),
             intercept(self.remat if training else {}),
         ):
-            outputs = self.model(inputs, training=training)
-        updates = {}
-        for name, variable in self.variables.items():
-            value = scope.get_current_value(variable)
-            if value is not None and value is not given[name]:
-                updates[name] = value
-        return outputs, updates
+            yield scope
 
     @contextmanager
     def _adapted(self, values: Values, *, training: bool) -> Iterator[None]:
@@ -222,6 +235,24 @@ class Forward:
             if affine:
                 return affine
         return self.group_of(owned[0])
+
+
+def assign_all(variables: Mapping[str, keras.Variable], values: Mapping[str, jax.Array]) -> None:
+    """The variables named hold `values`, all or none: half a model is worth neither half.
+
+    A Ctrl-C is raised when all of them do; on any other error they are as before.
+    """
+    before = {name: variables[name].value for name in values}
+    try:
+        _assign(variables, values)
+    except BaseException as error:
+        _assign(variables, values if isinstance(error, KeyboardInterrupt) else before)
+        raise
+
+
+def _assign(variables: Mapping[str, keras.Variable], values: Mapping[str, jax.Array]) -> None:
+    for name, value in values.items():
+        variables[name].assign(value)
 
 
 def _own_moding_variables(layer: keras.Layer) -> list[keras.Variable]:

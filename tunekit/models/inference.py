@@ -1,4 +1,4 @@
-"""The compiled inference pass of a model: one program for each shape of what is put on it."""
+"""A model's graph: what is in it by name, and one compiled pass for each shape put on it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,30 @@ import jax.numpy as jnp
 import keras
 
 from tunekit.methods.adapter import Adapter
+from tunekit.methods.part import Layers
 from tunekit.models.forward import Forward, Values
+from tunekit.names import layer_names, structural_names
 
 _SLOT = "adapters/{}"
 """Under which a program knows the values of an adapter, whatever its name is."""
 
 
 class Inference:
-    """A graph's pass in inference mode.
+    """A graph's pass in inference mode, and its parts; of no use once the graph changes.
 
     The adapters' values are arguments: a program serves every adapter of its shape, and to put
     another one in its place compiles nothing.
+
+    Attributes:
+        variables: of the graph by structural name, without adapters.
+        layers: of the graph by structural name; "" is the graph itself.
     """
 
     def __init__(self, graph: keras.Model) -> None:
         """Compiles nothing yet."""
         self._graph = graph
+        self.variables: Mapping[str, keras.Variable] = structural_names(graph)
+        self.layers: Layers = {"": graph, **layer_names(graph)}
         self._programs: dict[Hashable, Callable[..., Any]] = {}
 
     def __call__(self, values: Values, inputs: Any, adapters: Sequence[Adapter] = ()) -> Any:
@@ -39,7 +47,7 @@ class Inference:
         """
         key = tuple(adapter.parts for adapter in adapters)
         if key not in self._programs:
-            forward = self._forward(adapters)
+            forward = self.forward(adapters)
             self._programs[key] = jax.jit(
                 lambda values, inputs: forward(values, _floats(inputs), training=False)[0]
             )
@@ -66,7 +74,7 @@ class Inference:
         """
         key = ("each", adapter.parts, tuple(sorted(heads)))
         if key not in self._programs:
-            forward = replace(self._forward([adapter]), per_example=True)
+            forward = replace(self.forward([adapter]), per_example=True)
 
             def program(values, inputs, stacked, heads, rows):
                 own = {f"{_SLOT.format(0)}/{n}": v[rows] for n, v in stacked.items()}
@@ -83,11 +91,16 @@ class Inference:
             self._programs[key] = jax.jit(program)
         return self._programs[key](values, inputs, stacked, heads, rows)
 
+    def values(self) -> Values:
+        """Returns the present values of `variables`, without copying them."""
+        return {name: variable.value for name, variable in self.variables.items()}
+
     def compiled(self) -> int:
         """Returns the number of programs compiled so far."""
         return sum(program._cache_size() for program in self._programs.values())  # type: ignore[attr-defined]
 
-    def _forward(self, adapters: Sequence[Adapter]) -> Forward:
+    def forward(self, adapters: Sequence[Adapter]) -> Forward:
+        """Returns the pass with adapters of these shapes, their values under "adapters/<place>/"."""
         return Forward.of(
             self._graph, adapters={_SLOT.format(i): _shape_of(a) for i, a in enumerate(adapters)}
         )
