@@ -24,7 +24,7 @@ from tunekit.methods.part_files import (
     spec_from_json,
     spec_to_json,
 )
-from tunekit.models import adapted, hub
+from tunekit.models import adapted, hub, masked_head
 from tunekit.models.adapters import (
     AdapterSet,
     Entry,
@@ -36,7 +36,6 @@ from tunekit.models.backbone import Backbone
 from tunekit.models.initialisation import without_values
 from tunekit.models.model import Model
 from tunekit.models.preprocessing import ImagePreprocessing
-from tunekit.models.token_graph import TiedHead, language_head
 
 _HEADS = "adapter_heads/"
 """Before the names of the values of heads that adapters remember."""
@@ -64,9 +63,7 @@ def described(model: Model) -> dict[str, Any]:
             "vocabulary": backbone.vocabulary,
             "max_length_tokens": backbone.max_length_tokens,
         },
-        "language_head": None
-        if backbone.language_head is None
-        else {"tied": isinstance(backbone.language_head, TiedHead)},
+        "language_head": masked_head.described(backbone.language_head),
         "quantize": model.quantization,
         "labels": list(model.labels),
         "head": asdict(model.head_spec),
@@ -98,8 +95,7 @@ def rebuilt(description: Mapping[str, Any]) -> Model:
     facts = dict(description["backbone"])
     with _policy(facts.pop("dtype")):
         body = _built(facts.pop("architecture"))
-        head = description.get("language_head")
-        own_head = None if head is None else language_head(body, tied=head["tied"])
+        own_head = masked_head.rebuilt(body, description.get("language_head"))
     given = facts.pop("preprocessing")
     preprocessing = None if given is None else ImagePreprocessing.from_json(given)
     backbone = Backbone(keras=body, preprocessing=preprocessing, language_head=own_head, **facts)

@@ -32,7 +32,7 @@ def _answers(model: torch.nn.Module, ids: np.ndarray, mask: np.ndarray) -> dict[
     inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
     with torch.no_grad():
         answers = {"hidden": model.base_model(**inputs).last_hidden_state.numpy()}
-        if re.search("CausalLM|LMHead|SequenceClassification", type(model).__name__):
+        if re.search("CausalLM|LMHead|MaskedLM|SequenceClassification", type(model).__name__):
             answers["logits"] = model(**inputs).logits.numpy()
     return answers
 

@@ -84,9 +84,10 @@ class Backbone:
     tokenizer: Tokenizer | None = None
     """From text to token ids and back; None where it takes images, or the source has none."""
     language_head: keras.layers.Layer | None = None
-    """Hidden states [B, T, D] to logits [B, T, V], where the source is a causal language model.
+    """Hidden states [B, T, D] to logits [B, T, V], where the source is a language model.
 
-    A `TiedHead` shares the token embedding of `keras`; a Dense has a kernel of its own.
+    A `TiedHead` shares the token embedding of `keras`; a Dense has a kernel of its own; a
+    `MaskedHead`, of an encoder, has a layer before either.
     """
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from tunekit.errors import ModelError
-from tunekit.models import text_decoder, text_encoder, text_gpt2, text_heads
+from tunekit.models import masked_head, text_decoder, text_encoder, text_gpt2, text_heads
 from tunekit.models.backbone import Backbone, HiddenLayer, PretrainedHead
 from tunekit.models.head_names import HEADS
 from tunekit.models.initialisation import seeded, without_values
@@ -40,13 +40,15 @@ class _Family:
     """Key of the config that says the longest sequence."""
     tied: bool | None = None
     """Whether a language head shares the embedding where the config is silent; None has none."""
+    epsilon: Callable[[Config], float] | None = None
+    """Of the normalisations of an encoder; None where it is no encoder."""
 
 
 def load_folder(folder: Path, config: Config, spec: BackboneSpec, *, seed: int) -> Backbone:
     """Returns the backbone in a Hugging Face folder whose model_type is one of `FAMILIES`.
 
-    The classifier of whole texts, BERT's pooler and the head of a causal language model come with
-    it; heads for other tasks are left out.
+    The classifier of whole texts, BERT's pooler and the head of a causal or masked language model
+    come with it; heads for other tasks are left out.
 
     Raises:
         ModelError: the folder is incomplete, asks for what is not built here, or `spec` has an
@@ -125,6 +127,8 @@ def _built(folder: Path, config: Config, family: _Family, spec: BackboneSpec, se
         names = HEADS[family.prefix]
         own = text_heads.classifier(weights, config, names, family.prefix)
         layer = text_heads.pooler(weights, names, family.prefix)
+        if family.epsilon is not None:
+            head = masked_head.load(body, config, weights, family.epsilon(config))
     weights.finish(body, missing, ignored=ignored)
     return _Parts(body, head, own, layer)
 
@@ -174,7 +178,13 @@ def _build_gpt2(config: Config) -> keras.Model:
 
 def _encoder(prefix: str) -> _Family:
     block = text_encoder.BERT.block
-    return _Family(prefix, _build_bert, _fill_bert, text_encoder.HEADS, block)
+    return _Family(
+        prefix, _build_bert, _fill_bert, text_encoder.HEADS, block, epsilon=_bert_epsilon
+    )
+
+
+def _bert_epsilon(config: Config) -> float:
+    return text_encoder.bert_shape(config).epsilon
 
 
 def _decoder(*, tied: bool) -> _Family:
@@ -192,6 +202,7 @@ FAMILIES = {
         text_encoder.HEADS,
         text_encoder.DISTILBERT.block,
         depth="n_layers",
+        epsilon=lambda config: text_encoder.distilbert_shape(config).epsilon,
     ),
     "llama": _decoder(tied=False),
     "mistral": _decoder(tied=False),

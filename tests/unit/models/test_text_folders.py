@@ -28,7 +28,7 @@ from tunekit.names import structural_names
 SPEC = BackboneSpec()
 INPUTS = {"token_ids": text.TOKEN_IDS, "padding_mask": text.PADDING_MASK}
 REAL = text.PADDING_MASK.astype(bool)
-LANGUAGE_MODELS = [name for name, config in text.CONFIGS.items() if "eos_token_id" in config]
+LANGUAGE_MODELS = [name for name, config in text.CONFIGS.items() if "eos_token_id" in config or "masked" in name]
 
 
 def load(name: str, folder: Path, spec: BackboneSpec = SPEC, **change: Any) -> Backbone:
