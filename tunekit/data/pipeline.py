@@ -52,7 +52,7 @@ class Batches:
     def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Returns shape and dtype of each column of a batch; reads one example."""
         rng = np.random.default_rng(self.seed) if self.shuffle else None
-        row = {"weight": np.ones((), np.float32), **self._load(0, rng)}
+        row = {"weight": np.ones((), np.float32), **read(self.source, self.encode, 0, rng)}
         return {name: ((self.batch_size, *value.shape), value.dtype) for name, value in row.items()}
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Columns]:
@@ -69,42 +69,95 @@ class Batches:
                 sampling is asked of several labels per example.
         """
         order = self.order(epoch)
-        first = min(start_step, self.steps_per_epoch) * self.batch_size
 
         def load(position: int) -> Columns:
-            rng = None
-            if self.shuffle:
-                rng = np.random.default_rng((self.seed, _EXAMPLE, epoch, position))
+            rng = example_rng(self.seed, epoch, position) if self.shuffle else None
             weight = np.asarray(position < len(order), np.float32)
-            return {"weight": weight, **self._load(int(order[position % len(order)]), rng)}
+            index = int(order[position % len(order)])
+            return {"weight": weight, **read(self.source, self.encode, index, rng)}
 
-        threads = (os.cpu_count() or 1) if self.workers is None else self.workers
-        ahead = max(threads, self.prefetch * self.batch_size)
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-        last = self.steps_per_epoch * self.batch_size
-        rows = grain.MapDataset.range(first, last).map(load).to_iter_dataset(options)
-        return _closing(iter(rows.batch(self.batch_size, batch_fn=_stack)))
+        steps = range(min(start_step, self.steps_per_epoch), self.steps_per_epoch)
+        reading = Reading(self.batch_size, self.workers, self.prefetch)
+        return reading.batches(load, _stack, steps)
 
     def order(self, epoch: int) -> np.ndarray:
         """Returns the index in the source of each example of an epoch, in order: int [N]."""
-        count = len(self.source)
-        if not count:
-            raise DataError("data: expected at least one example to make a batch of, got none")
-        rng = np.random.default_rng((self.seed, _ORDER, epoch))
-        if self.balanced:
-            return _balanced_order(self.source, rng, shuffle=self.shuffle)
-        return rng.permutation(count) if self.shuffle else np.arange(count)
+        return epoch_order(
+            self.source, self.seed, epoch, shuffle=self.shuffle, balanced=self.balanced
+        )
 
-    def _load(self, index: int, rng: np.random.Generator | None) -> Columns:
-        example: dict[str, Any] = {"id": f"example {index}"}
-        try:
-            example = self.source[index]
-            columns = self.encode(example, rng)
-        except Exception as error:
-            if not isinstance(error, TunekitError):
-                error.add_note(f"while reading {example['id']}")
-            raise
-        return {**columns, "index": np.array(index, np.int32)}
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read ahead and put together."""
+
+    batch_size: int
+    workers: int | None
+    """Threads; None uses the cores, 0 the caller's thread."""
+    prefetch: int
+    """Batches read ahead."""
+
+    def batches(
+        self,
+        load: Callable[[int], Columns],
+        stack: Callable[[Sequence[Columns]], Columns],
+        steps: range,
+    ) -> Iterator[Columns]:
+        """Returns the batches of `steps`, the rows of each loaded by their position in the epoch.
+
+        Its threads end with it, however it is left.
+        """
+        size = self.batch_size
+        rows = self._rows(load, range(steps.start * size, steps.stop * size))
+        return _closing(iter(rows.batch(size, batch_fn=stack)))
+
+    def rows(self, load: Callable[[int], Any], positions: range) -> Iterator[Any]:
+        """Returns what `load` gives for each position, in order; as `batches`."""
+        return _closing(iter(self._rows(load, positions)))
+
+    def _rows(self, load: Callable[[int], Any], positions: range) -> Any:
+        threads = (os.cpu_count() or 1) if self.workers is None else self.workers
+        ahead = max(threads, self.prefetch * self.batch_size)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+        dataset = grain.MapDataset.range(positions.start, positions.stop)
+        return dataset.map(load).to_iter_dataset(options)
+
+
+def read(source: Any, encode: Encode, index: int, rng: np.random.Generator | None) -> Columns:
+    """Returns the columns of one example, and its "index"; an error says which example it was."""
+    example: dict[str, Any] = {"id": f"example {index}"}
+    try:
+        example = source[index]
+        columns = encode(example, rng)
+    except Exception as error:
+        if not isinstance(error, TunekitError):
+            error.add_note(f"while reading {example['id']}")
+        raise
+    return {**columns, "index": np.array(index, np.int32)}
+
+
+def example_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
+    """Returns the chance of the row at `position` of an epoch, its own."""
+    return np.random.default_rng((seed, _EXAMPLE, epoch, position))
+
+
+def order_rng(seed: int, epoch: int, *more: int) -> np.random.Generator:
+    """Returns the chance that orders an epoch; with `more`, another one that does."""
+    return np.random.default_rng((seed, _ORDER, epoch, *more))
+
+
+def epoch_order(source: Any, seed: int, epoch: int, *, shuffle: bool, balanced: bool) -> np.ndarray:
+    """Returns the index in the source of each example of an epoch, in order: int [N].
+
+    Raises:
+        DataError: there are no examples, or they cannot be balanced.
+    """
+    if not len(source):
+        raise DataError("data: expected at least one example to make a batch of, got none")
+    rng = order_rng(seed, epoch)
+    if balanced:
+        return _balanced_order(source, rng, shuffle=shuffle)
+    return rng.permutation(len(source)) if shuffle else np.arange(len(source))
 
 
 def _stack(rows: Sequence[Columns]) -> Columns:
@@ -131,6 +184,10 @@ def _balanced_order(source: Any, rng: np.random.Generator, *, shuffle: bool) -> 
             "batch.balanced: needs one label per example, and these have several; set it to false"
         )
     labels = source.label_array
+    if len(labels) != len(source):
+        raise DataError(
+            "batch.balanced: needs a label per example, and these have none; set it to false"
+        )
     classes = rng.permutation(np.unique(labels))
     drawn: list[np.ndarray] = []
     for turn, label in enumerate(classes):
@@ -142,8 +199,8 @@ def _balanced_order(source: Any, rng: np.random.Generator, *, shuffle: bool) -> 
     return rng.permutation(order) if shuffle else np.sort(order)
 
 
-def _closing(batches: Any) -> Iterator[Columns]:
-    """Yields the batches of a Grain iterator, then ends its threads, however it is left."""
+def _closing(batches: Any) -> Iterator[Any]:
+    """Yields what a Grain iterator does, then ends its threads, however it is left."""
     try:
         yield from batches
     except Exception as error:
