@@ -18,18 +18,23 @@ _AHEAD = 256
 """Texts that are encoded ahead to be measured."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Packing:
+    """That texts share rows, and how many tokens a row holds."""
+
+    length: int
+
+
+@dataclass(frozen=True, eq=False)
+class PackedRows:
     """Which texts share a row.
 
     Example:
-        >>> packing = pack(np.array([3, 4, 2, 1]), length=5, seed=0)
-        >>> len(packing), packing.fill
+        >>> rows = pack(np.array([3, 4, 2, 1]), length=5, seed=0)
+        >>> len(rows), rows.fill
         (2, 1.0)
     """
 
-    length: int
-    """Tokens that a row holds."""
     texts: np.ndarray
     """Index in the source of every text, row after row: int32 [N]."""
     ends: np.ndarray
@@ -41,13 +46,13 @@ class Packing:
         """Returns the number of rows."""
         return len(self.ends)
 
-    def rows(self, order: Iterable[int]) -> list[np.ndarray]:
+    def texts_of(self, order: Iterable[int]) -> list[np.ndarray]:
         """Returns the indices of the texts of these rows."""
         rows = np.split(self.texts, self.ends[:-1])
         return [rows[place] for place in order]
 
 
-def pack(lengths: np.ndarray, length: int, *, seed: int) -> Packing:
+def pack(lengths: np.ndarray, length: int, *, seed: int) -> PackedRows:
     """Returns rows of at most `length` tokens that hold every text once.
 
     Texts come in an order drawn by `seed`; each goes into the row that it fills best, or opens a
@@ -90,7 +95,7 @@ def pack(lengths: np.ndarray, length: int, *, seed: int) -> Packing:
             is_open |= 1 << (left - size)
     ends = np.cumsum([len(row) for row in rows], dtype=np.int32)
     texts = np.concatenate(rows).astype(np.int32)
-    return Packing(length, texts, ends, float(np.sum(lengths) / (len(rows) * length)))
+    return PackedRows(texts, ends, float(np.sum(lengths) / (len(rows) * length)))
 
 
 def token_lengths(

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from tunekit.data.packing import Packing, packed_row
+from tunekit.data.packing import PackedRows, Packing, pack, packed_row, token_lengths
 from tunekit.data.pipeline import (
     Columns,
     Encode,
@@ -78,7 +79,7 @@ class SequenceBatches:
     seed: int
     shuffle: bool
     buckets: tuple[int, ...]
-    """Lengths T of a batch, ascending; with `packing`, its row length alone."""
+    """Lengths T of a batch, ascending; with `packing` it is that of the rows instead."""
     pad_id: int
     balanced: bool = False
     """Draws every class equally often, an example several times where it must be."""
@@ -87,7 +88,7 @@ class SequenceBatches:
     prefetch: int = 2
     """Batches encoded ahead."""
     packing: Packing | None = None
-    """Which texts share a row; None gives each its own."""
+    """Whether texts share rows; None gives each its own."""
 
     def __post_init__(self) -> None:
         """Checks that the options go together.
@@ -104,8 +105,17 @@ class SequenceBatches:
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches in an epoch."""
-        rows = len(self.source) if self.packing is None else len(self.packing)
-        return -(-rows // self.batch_size)
+        rows = self.source if self.packing is None else self.packed
+        return -(-len(rows) // self.batch_size)
+
+    @cached_property
+    def packed(self) -> PackedRows:
+        """Which texts share a row; encodes all of them once, for their lengths."""
+        assert self.packing is not None
+        lengths = token_lengths(
+            self.source, self.encode, shuffle=self.shuffle, workers=self.workers
+        )
+        return pack(lengths, self.packing.length, seed=self.seed)
 
     def shapes(self, length: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Returns shape and dtype of each column of a batch at a bucket; reads one example."""
@@ -157,8 +167,8 @@ class SequenceBatches:
         """What each row of an epoch holds: an index, or with packing the indices of its texts."""
         if self.packing is not None:
             rng = order_rng(self.seed, epoch)
-            count = len(self.packing)
-            return self.packing.rows(rng.permutation(count) if self.shuffle else range(count))
+            count = len(self.packed)
+            return self.packed.texts_of(rng.permutation(count) if self.shuffle else range(count))
         order = epoch_order(
             self.source, self.seed, epoch, shuffle=self.shuffle, balanced=self.balanced
         )
@@ -188,14 +198,7 @@ class SequenceBatches:
 
     def _batch(self, rows: Sequence[Columns], length: int | None = None) -> Columns:
         rows = [_as_columns(row) for row in rows]
-        longest = max(len(ids) for row in rows for ids in _each(row["token_ids"]))
-        fitting = [bucket for bucket in self.buckets if bucket >= longest]
-        if length is None and not fitting:
-            raise DataError(
-                f"a row of {longest} tokens is longer than the longest batch, of "
-                f"{self.buckets[-1]}; the encoder must cut it (batch.max_length)"
-            )
-        length = fitting[0] if length is None else length
+        length = self._length(rows) if length is None else length
         batch = {"padding_mask": _padded("padding_mask", [_ones(row) for row in rows], length, 0)}
         for name in rows[0]:
             values = [row[name] for row in rows]
@@ -205,6 +208,18 @@ class SequenceBatches:
             else:
                 batch[name] = _stacked(name, values)
         return batch
+
+    def _length(self, rows: Sequence[Columns]) -> int:
+        """The smallest of a batch that holds these rows."""
+        longest = max(len(ids) for row in rows for ids in _each(row["token_ids"]))
+        lengths = self.buckets if self.packing is None else (self.packing.length,)
+        for length in lengths:
+            if length >= longest:
+                return length
+        raise DataError(
+            f"a row of {longest} tokens is longer than the longest batch, of {lengths[-1]}; the "
+            "encoder must cut it (batch.max_length)"
+        )
 
 
 _BY_TOKEN = SEQUENCE_COLUMNS | {"positions", "documents"}

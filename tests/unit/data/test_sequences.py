@@ -63,8 +63,7 @@ def batches(source=None, **options):
 
 
 def packed(encode=language, length=80, **options):
-    packing = pack(token_lengths(Texts(), encode), length, seed=7)
-    return batches(encode=encode, buckets=(length,), packing=packing, **options)
+    return batches(encode=encode, packing=Packing(length), **options)
 
 
 def assert_same(one, other):
@@ -220,10 +219,9 @@ def test_packed_rows_hold_texts_one_after_the_other():
 
 
 def test_packed_epochs_have_the_same_rows_in_another_order():
-    first, second = packed(), packed()
-    assert first.steps_per_epoch == second.steps_per_epoch
+    first = packed()
     rows = [
-        sorted(tuple(ids) for batch in packed().epoch(epoch) for ids in batch["token_ids"].tolist())
+        sorted(tuple(ids) for batch in first.epoch(epoch) for ids in batch["token_ids"].tolist())
         for epoch in (0, 1)
     ]
     assert {*rows[0]} == {*rows[1]}
@@ -233,11 +231,11 @@ def test_packed_epochs_have_the_same_rows_in_another_order():
 
 def test_packing_fills_rows_of_many_texts_nearly_whole():
     lengths = np.random.default_rng(1).integers(1, 200, 2000)
-    packing = pack(lengths, 256, seed=0)
-    sizes = [lengths[row].sum() for row in packing.rows(range(len(packing)))]
+    rows = pack(lengths, 256, seed=0)
+    sizes = [lengths[texts].sum() for texts in rows.texts_of(range(len(rows)))]
     assert max(sizes) <= 256 and sum(sizes) == lengths.sum()
-    assert packing.fill == pytest.approx(np.mean(sizes) / 256) and packing.fill > 0.95
-    assert sorted(packing.texts) == list(range(2000))
+    assert rows.fill == pytest.approx(np.mean(sizes) / 256) and rows.fill > 0.95
+    assert sorted(rows.texts) == list(range(2000))
 
 
 def test_packing_follows_its_seed():
@@ -247,8 +245,8 @@ def test_packing_follows_its_seed():
 
 
 def test_text_as_long_as_a_row_has_one_of_its_own():
-    packing = pack(np.array([4, 4, 3, 1]), 4, seed=0)
-    assert isinstance(packing, Packing) and packing.fill == 1 and len(packing) == 3
+    rows = pack(np.array([4, 4, 3, 1]), 4, seed=0)
+    assert rows.fill == 1 and len(rows) == 3
 
 
 def test_lengths_are_those_of_the_encoder():
@@ -287,9 +285,8 @@ def test_error_of_the_encoder_notes_which_text_it_was_given():
 def test_column_by_text_cannot_be_packed():
     with pytest.raises(DataError, match=r"batch.packing: column 'label' has one value for each"):
         list(packed(encode=classify).epoch(0))
-    packing = pack(np.asarray(LENGTHS), 80, seed=0)
-    with pytest.raises(DataError, match=r"column 'score' has one value"):
-        list(batches(encode=pairs, packing=packing, buckets=(80,)).epoch(0))
+    with pytest.raises(DataError, match=r"several sequences for each text"):
+        packed(encode=lambda example, rng: {"token_ids": (example["ids"],) * 2}).shapes(80)
 
 
 def test_packing_and_balancing_exclude_each_other():
