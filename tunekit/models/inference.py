@@ -100,7 +100,7 @@ class Inference:
         return sum(program._cache_size() for program in self._programs.values())  # type: ignore[attr-defined]
 
     def forward(self, adapters: Sequence[Adapter]) -> Forward:
-        """Returns the pass with adapters of these shapes, their values under "adapters/<place>/"."""
+        """Returns the pass with adapters of these shapes; `slots` names their values."""
         return Forward.of(
             self._graph, adapters={_SLOT.format(i): _shape_of(a) for i, a in enumerate(adapters)}
         )
