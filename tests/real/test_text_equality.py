@@ -24,4 +24,4 @@ def test_hidden_states_of_minilm_equal_those_of_transformers() -> None:
     error = np.abs(hidden - expected).max() / np.abs(expected).max()
     print(f"{error:.1e} of the largest hidden state")
     assert error < 1e-5
-    assert (backbone.family, backbone.dim, backbone.max_length_tokens) == ("bert", 384, 512)
+    assert (backbone.family, backbone.dim, backbone.max_length_tokens) == ("bert", 384, 256)

@@ -8,7 +8,9 @@ from typing import Literal
 import keras
 import numpy as np
 
+from tunekit.errors import ModelError
 from tunekit.models.preprocessing import ImagePreprocessing
+from tunekit.models.sentence_folder import SentencePooling
 from tunekit.models.spec import Activation
 from tunekit.models.tokenizing import Tokenizer
 
@@ -83,6 +85,10 @@ class Backbone:
     """Longest sequence that it was made for."""
     tokenizer: Tokenizer | None = None
     """From text to token ids and back; None where it takes images, or the source has none."""
+    without_tokenizer: str = "it takes images, not texts."
+    """Why there is none, as a sentence."""
+    sentence_pooling: SentencePooling | None = None
+    """How its hidden states become a sentence's vector, where it was made for that."""
     language_head: keras.layers.Layer | None = None
     """Hidden states [B, T, D] to logits [B, T, V], where the source is a language model.
 
@@ -94,3 +100,15 @@ class Backbone:
     def dim(self) -> int:
         """Width D of the features."""
         return int(self.keras.output_shape[-1])
+
+    def text_tokenizer(self) -> Tokenizer:
+        """Returns the tokenizer.
+
+        Raises:
+            ModelError: there is none.
+        """
+        if self.tokenizer is None:
+            raise ModelError(
+                f"the model on '{self.source}' reads no text: {self.without_tokenizer}"
+            )
+        return self.tokenizer

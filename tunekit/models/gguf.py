@@ -150,12 +150,15 @@ def write_folder(
 def as_folder(path: Path) -> Iterator[Path]:
     """A Hugging Face folder with the contents of a GGUF file, gone after the block.
 
+    A tokenizer.json beside the file stands before the one that is rebuilt from it.
+
     Example:
         >>> with as_folder(Path("SmolLM2-135M-Instruct.Q4_1.gguf")) as folder:
         ...     backbone = load_backbone(folder, BackboneSpec())
     """
     with tempfile.TemporaryDirectory(prefix="tunekit-gguf-") as folder:
-        write_folder(read_gguf(path), Path(folder))
+        own = path.with_name("tokenizer.json")
+        write_folder(read_gguf(path), Path(folder), tokenizer=own if own.is_file() else None)
         yield Path(folder)
 
 

@@ -11,12 +11,21 @@ from typing import Any
 import keras
 
 from tunekit.errors import ModelError
-from tunekit.models import masked_head, text_decoder, text_encoder, text_gpt2, text_heads
+from tunekit.models import (
+    masked_head,
+    text_decoder,
+    text_encoder,
+    text_gpt2,
+    text_heads,
+    tokenizer_files,
+)
 from tunekit.models.backbone import Backbone, HiddenLayer, PretrainedHead
 from tunekit.models.head_names import HEADS
 from tunekit.models.initialisation import seeded, without_values
+from tunekit.models.sentence_folder import longest_sentence, sentence_pooling
 from tunekit.models.spec import BackboneSpec
 from tunekit.models.token_graph import language_head
+from tunekit.models.tokenizing import Tokenizer
 from tunekit.models.torch_weights import TorchWeights
 
 Config = Mapping[str, Any]
@@ -69,6 +78,7 @@ def load_folder(folder: Path, config: Config, spec: BackboneSpec, *, seed: int) 
             f"{folder / 'config.json'} has no {error}, which a '{kind}' is built by; copy it whole."
         ) from error
     first = config.get("pad_token_id", 1) + 1 if kind == "roberta" else 0
+    tokenizer, reason = _tokenizer(folder, kind)
     return Backbone(
         keras=parts.body,
         preprocessing=None,
@@ -77,11 +87,22 @@ def load_folder(folder: Path, config: Config, spec: BackboneSpec, *, seed: int) 
         source=str(folder),
         takes="tokens",
         vocabulary=config["vocab_size"],
-        max_length_tokens=longest - first,
+        max_length_tokens=min(longest - first, longest_sentence(folder) or longest),
+        tokenizer=tokenizer,
+        without_tokenizer=reason,
+        sentence_pooling=sentence_pooling(folder),
         language_head=parts.language_head,
         pretrained_head=parts.classifier,
         pooler=parts.pooler,
     )
+
+
+def _tokenizer(folder: Path, kind: str) -> tuple[Tokenizer | None, str]:
+    """The folder's tokenizer, or why there is none: token ids can be given all the same."""
+    try:
+        return Tokenizer(tokenizer_files.read(folder, kind)), ""
+    except ModelError as error:
+        return None, str(error)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,16 +14,8 @@ import numpy as np
 import tokenizers
 
 from tunekit.errors import ModelError
+from tunekit.models import tokenizer_files
 from tunekit.models.chat_template import ChatTemplate, Message
-
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-"""What a folder may say of its tokenizer."""
 
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _USUAL = (
@@ -94,24 +86,10 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer | None:
-        """Returns the tokenizer of a Hugging Face folder; `None` where it has no tokenizer.json.
-
-        Raises:
-            ModelError: a file is no JSON.
-        """
+        """Returns the tokenizer of a Hugging Face folder; `None` where it has no tokenizer.json."""
         folder = Path(folder)
-        if not (folder / "tokenizer.json").is_file():
-            return None
-        paths = {name: folder / name for name in FILES}
-        files = {
-            name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.is_file()
-        }
-        config = folder / "config.json"
-        if "generation_config.json" not in files and config.is_file():
-            found = json.loads(config.read_text(encoding="utf-8"))
-            ids = {key: found.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-            files["generation_config.json"] = json.dumps(ids)
-        return cls(files)
+        has_one = (folder / "tokenizer.json").is_file()
+        return cls(tokenizer_files.read(folder)) if has_one else None
 
     def __len__(self) -> int:
         """Returns how many tokens there are, added ones among them."""
