@@ -94,12 +94,15 @@ def _largest(memories: Sequence[Mapping[str, int | None]]) -> dict[str, int | No
 
 def _source_report(source: Source) -> dict[str, Any]:
     labels, names = source.label_array, source.label_names
+    counts: list[int] = []
     if source.multi_label:
-        counts = (labels > 0.5).sum(axis=0)
-    else:
-        counts = np.bincount(labels, minlength=len(names))
+        counts = (labels > 0.5).sum(axis=0).tolist()
+    elif len(labels) == len(source) and labels.dtype.kind == "i":
+        counts = np.bincount(labels, minlength=len(names)).tolist()
+    known = names if counts else ()  # Of tags and numbers, an example has no one label.
     return {
         "fingerprint": source.fingerprint,
         "examples": len(source),
-        "examples_by_label": dict(zip(names, counts.tolist(), strict=True)),
+        "examples_by_label": dict(zip(known, counts, strict=True)),
+        "skipped": getattr(source, "skipped_count", 0),
     }
