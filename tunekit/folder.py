@@ -15,8 +15,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import safetensors
+import safetensors.numpy
 
-from tunekit.errors import ModelError
+from tunekit.errors import ModelError, did_you_mean
 
 
 @contextmanager
@@ -102,6 +104,48 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except ValueError as error:
         raise ModelError(f"{path} is damaged ({error}); restore it from a copy") from error
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of a safetensors file by name.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+    """
+    try:
+        return safetensors.numpy.load_file(path)
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing; the folder is no whole save") from None
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"{path} is damaged ({error}); restore it from a copy") from error
+
+
+def mismatches(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], *, dtypes: bool = False
+) -> list[str]:
+    """Returns a line for each array that is missing, too many or of another shape.
+
+    Args:
+        found: arrays by name.
+        wanted: what has a `shape` and a `dtype`, such as a variable, by the names there should be.
+        dtypes: whether those must be the same too.
+    """
+    extra = [name for name in found if name not in wanted]
+    wrong = [f"missing: {n}.{did_you_mean(n, extra)}" for n in wanted if n not in found]
+    wrong += [f"not in the model: {name}" for name in extra]
+    for name in (name for name in wanted if name in found):
+        value, want = found[name], wanted[name]
+        if tuple(value.shape) != tuple(want.shape):
+            wrong.append(f"{name}: expected shape {tuple(want.shape)}, got {tuple(value.shape)}")
+        elif dtypes and str(value.dtype) != str(want.dtype):
+            wrong.append(f"{name}: expected {want.dtype}, got {value.dtype}")
+    return wrong
+
+
+def listed(wrong: Sequence[str]) -> str:
+    """Returns the first ten of what is wrong, one a line, and how many there are besides."""
+    more = [f"and {len(wrong) - 10} more"] if wrong[10:] else []
+    return "\n  ".join([*wrong[:10], *more])
 
 
 def plain(value: Any) -> Any:

@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import keras
 import numpy as np
-import safetensors
 import safetensors.numpy
 
-from tunekit.errors import ModelError, did_you_mean
+from tunekit.errors import ModelError
+from tunekit.folder import listed, mismatches, read_tensors
 from tunekit.methods.adapter import Adapter
 from tunekit.methods.part_files import (
     parts_from_json,
@@ -176,17 +176,10 @@ def read_weights(path: Path, model: Model) -> None:
     Raises:
         ModelError: the file is missing or damaged, or its tensors are not those of the model.
     """
-    try:
-        tensors = safetensors.numpy.load_file(path)
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing; the folder is no whole save") from None
-    except safetensors.SafetensorError as error:
-        raise ModelError(f"{path} is damaged ({error}); restore it from a copy") from error
-    variables = model.variables()
-    wrong = _differences({n: t for n, t in tensors.items() if not n.startswith(_HEADS)}, variables)
-    if wrong:
-        shown = "\n  ".join(wrong[:10] + ([f"and {len(wrong) - 10} more"] if wrong[10:] else []))
-        raise ModelError(f"{path} does not fit the model beside it:\n  {shown}")
+    tensors, variables = read_tensors(path), model.variables()
+    own = {name: t for name, t in tensors.items() if not name.startswith(_HEADS)}
+    if wrong := mismatches(own, variables, dtypes=True):
+        raise ModelError(f"{path} does not fit the model beside it:\n  {listed(wrong)}")
     for name, variable in variables.items():
         variable.assign(tensors[name])
     adapters = model.adapters
@@ -199,25 +192,6 @@ def read_weights(path: Path, model: Model) -> None:
             head = replace(entry.head, values=values)
             adapters = adapters.with_entry(name, replace(entry, head=head))
     model.take_adapters(adapters)
-
-
-def _differences(
-    tensors: Mapping[str, np.ndarray], variables: Mapping[str, keras.Variable]
-) -> list[str]:
-    extra = [name for name in tensors if name not in variables]
-    found = [
-        f"missing: {name}.{did_you_mean(name, extra)}" for name in variables if name not in tensors
-    ]
-    found += [f"not in the model: {name}" for name in extra]
-    for name, variable in variables.items():
-        if name not in tensors:
-            continue
-        tensor = tensors[name]
-        if tensor.shape != tuple(variable.shape):
-            found.append(f"{name}: expected shape {tuple(variable.shape)}, got {tensor.shape}")
-        elif tensor.dtype.name != variable.dtype:
-            found.append(f"{name}: expected {variable.dtype}, got {tensor.dtype.name}")
-    return found
 
 
 def _architecture(model: keras.Model) -> dict[str, Any]:

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from tunekit.errors import ModelError
-from tunekit.folder import read_json, read_text, replacing, table, write_json
+from tunekit.folder import (
+    listed,
+    mismatches,
+    read_json,
+    read_tensors,
+    read_text,
+    replacing,
+    table,
+    write_json,
+)
 
 OURS = ("a.json", "b.json")
 
@@ -74,6 +83,32 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ModelError, match=r"x\.json is damaged"):
         read_json(tmp_path / "x.json")
+
+
+def test_tensors_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(ModelError, match=r"x\.safetensors is missing"):
+        read_tensors(tmp_path / "x.safetensors")
+    (tmp_path / "x.safetensors").write_bytes(b"cut")
+    with pytest.raises(ModelError, match=r"x\.safetensors is damaged"):
+        read_tensors(tmp_path / "x.safetensors")
+
+
+def test_every_mismatch_of_arrays_is_told_dtypes_only_where_they_count():
+    wanted = {"a": np.zeros(2), "b": np.zeros((2, 3)), "kernel": np.zeros(1)}
+    found = {"a": np.zeros(2, np.float32), "b": np.zeros(2), "kernels": np.zeros(1)}
+    expected = [
+        "missing: kernel. Did you mean 'kernels'?",
+        "not in the model: kernels",
+        "b: expected shape (2, 3), got (2,)",
+    ]
+    assert mismatches(found, wanted) == expected
+    assert "a: expected float64, got float32" in mismatches(found, wanted, dtypes=True)
+    assert mismatches(wanted, wanted, dtypes=True) == []
+
+
+def test_of_many_mistakes_ten_are_listed():
+    assert listed(["a", "b"]) == "a\n  b"
+    assert listed(["x"] * 12).splitlines()[10:] == ["  and 2 more"]
 
 
 def test_a_table_has_every_column_that_a_row_has():

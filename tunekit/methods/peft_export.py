@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tunekit.errors import ModelError
+from tunekit.folder import listed
 from tunekit.methods.linear import ConvForm, EmbeddingForm, LinearForm, linear_form
 from tunekit.methods.part import Places
 from tunekit.methods.peft_config import (
@@ -24,7 +25,7 @@ from tunekit.methods.peft_config import (
     short_names,
     vera_config,
 )
-from tunekit.methods.peft_files import PREFIX, PeftFiles, listed
+from tunekit.methods.peft_files import PREFIX, PeftFiles
 from tunekit.methods.peft_import import ia3_shape, is_tied, own_bias
 from tunekit.methods.peft_names import Family, Module, family_of, modules_of
 from tunekit.methods.spec import IA3, LoRA, VeRA

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from tunekit.errors import ModelError
+from tunekit.folder import read_tensors
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
@@ -47,11 +47,8 @@ def read_peft(folder: Path) -> PeftFiles:
         raise ModelError(f"{config_path} is no valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise ModelError(f"{config_path} holds a {type(config).__name__}, expected a JSON object.")
-    try:
-        tensors = safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise ModelError(f"{path} is damaged ({error}); fetch it again.") from error
-    return PeftFiles(config, {n: t.astype(np.float32) for n, t in tensors.items()}, str(folder))
+    tensors = {name: t.astype(np.float32) for name, t in read_tensors(path).items()}
+    return PeftFiles(config, tensors, str(folder))
 
 
 def write_peft(folder: Path, files: PeftFiles) -> None:
@@ -76,12 +73,6 @@ def write_peft(folder: Path, files: PeftFiles) -> None:
             f"{folder} reads back with other values than it was written with "
             f"({', '.join(changed[:10]) or CONFIG}); the disk may be full or failing."
         )
-
-
-def listed(wrong: Sequence[str]) -> str:
-    """Returns the first ten of what is wrong, one a line, and how many there are besides."""
-    more = [f"and {len(wrong) - 10} more"] if wrong[10:] else []
-    return "\n  ".join([*wrong[:10], *more])
 
 
 def _missing(folder: Path, name: str) -> str:

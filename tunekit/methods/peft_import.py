@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tunekit.errors import ModelError, did_you_mean
+from tunekit.folder import listed
 from tunekit.methods.linear import ConvForm, EmbeddingForm, LinearForm, linear_form
 from tunekit.methods.part import Places
 from tunekit.methods.peft_config import (
@@ -26,7 +27,7 @@ from tunekit.methods.peft_config import (
     lora_spec,
     vera_spec,
 )
-from tunekit.methods.peft_files import PREFIX, PeftFiles, listed
+from tunekit.methods.peft_files import PREFIX, PeftFiles
 from tunekit.methods.peft_names import Family, Module, family_of, modules_of
 
 # Endings of tensors' names; the first that fits counts.

@@ -15,7 +15,14 @@ import numpy as np
 import safetensors.numpy
 
 from tunekit.errors import ModelError
-from tunekit.folder import read_json, replacing, write_json
+from tunekit.folder import (
+    listed,
+    mismatches,
+    read_json,
+    read_tensors,
+    replacing,
+    write_json,
+)
 from tunekit.methods.adapter import Adapter, leaves_of
 from tunekit.methods.attach import attach
 from tunekit.methods.part import Part
@@ -26,14 +33,13 @@ from tunekit.methods.part_files import (
     spec_to_json,
 )
 from tunekit.methods.peft_export import Origin, to_peft
-from tunekit.methods.peft_files import CONFIG, TENSORS, PeftFiles, listed, read_peft, write_peft
+from tunekit.methods.peft_files import CONFIG, TENSORS, PeftFiles, read_peft, write_peft
 from tunekit.methods.peft_import import to_leaves
 from tunekit.methods.peft_names import is_known
 from tunekit.methods.spec import IA3, AdapterSpec, LoRA, VeRA
 from tunekit.models.adapters import Entry, SavedHead, described_head, head_from_json
 from tunekit.models.head_tensors import head_tensors, saved_head
 from tunekit.models.targets import places_of
-from tunekit.names import layer_names, structural_names
 
 if TYPE_CHECKING:
     from tunekit.models.model import Model
@@ -43,7 +49,6 @@ MARKS = (OWN, CONFIG)
 FORMAT = 1
 _SAMPLES = 4
 """Values kept of each variable, to tell one network's weights from another's."""
-_ROUNDED = 1e-6
 _LARGEST_DIFFERENCE = 0.02
 """Of the samples, as a fraction of their norm: ten times what bfloat16 takes away."""
 
@@ -72,10 +77,9 @@ def save(
         as_peft = _as_peft(model, adapter, values, head)
         if as_peft is not None:
             write_peft(new, as_peft)
-        own = {f"adapter/{name}": value for name, value in values.items()}
-        own |= {n: np.asarray(v) for n, v in head.values.items()} if head else {}
-        if as_peft is not None:  # What PEFT's files say is not said twice.
-            own = {n: v for n, v in own.items() if not n.startswith("adapter/")}
+        own = {n: np.asarray(v) for n, v in head.values.items()} if head else {}
+        if as_peft is None:  # What PEFT's files say is not said twice.
+            own |= {f"adapter/{name}": value for name, value in values.items()}
         contiguous = {name: np.array(value, order="C") for name, value in own.items()}
         safetensors.numpy.save_file(contiguous, new / OWN_TENSORS, metadata={"format": "tunekit"})
         description = {
@@ -121,7 +125,7 @@ def load(model: Model, folder: Path, *, check_base: bool = True) -> Loaded:
         raise ModelError(f"{folder} was written by a newer tunekit; upgrade to read it.")
     if own is not None and check_base:
         _check_base(model, folder, own["base"])
-    tensors = _own_tensors(folder) if own is not None else {}
+    tensors = read_tensors(folder / OWN_TENSORS) if own is not None else {}
     if own is not None and own["parts"] is not None:
         return Loaded(_from_parts(model, folder, own, tensors), _own_head(own, tensors))
     files = read_peft(folder)
@@ -180,16 +184,8 @@ def _from_parts(
 ) -> Adapter:
     parts = parts_from_json(own["parts"])
     _check_places(model, folder, parts)
-    leaves = leaves_of(parts)
     found = {n.removeprefix("adapter/"): t for n, t in tensors.items() if n.startswith("adapter/")}
-    wrong = [f"missing: {name}" for name in leaves if name not in found]
-    wrong += [f"not in the adapter: {name}" for name in found if name not in leaves]
-    wrong += [
-        f"{name}: expected shape {leaf.shape}, got {found[name].shape}"
-        for name, leaf in leaves.items()
-        if name in found and found[name].shape != leaf.shape
-    ]
-    if wrong:
+    if wrong := mismatches(found, leaves_of(parts)):
         raise ModelError(f"{folder / OWN_TENSORS} is not whole:\n  {listed(wrong)}")
     adapter = Adapter.blank(spec_from_json(own["spec"]), parts)
     for name, variable in adapter.variables.items():
@@ -198,22 +194,12 @@ def _from_parts(
 
 
 def _check_places(model: Model, folder: Path, parts: tuple[Part, ...]) -> None:
-    layers = layer_names(model.keras)
     places = {part.name for part in parts} - {"", "shared"}
-    if missing := sorted(places - layers.keys()):
+    if missing := sorted(places - model._inference.layers.keys()):
         raise ModelError(
             f"{folder} does not fit this '{model.backbone.family}', which lacks layers that it "
             f"sits on:\n  {listed(missing)}"
         )
-
-
-def _own_tensors(folder: Path) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load_file(folder / OWN_TENSORS)
-    except FileNotFoundError:
-        raise ModelError(f"{folder / OWN_TENSORS} is missing; {OWN} needs it.") from None
-    except safetensors.SafetensorError as error:
-        raise ModelError(f"{folder / OWN_TENSORS} is damaged ({error}).") from error
 
 
 def _own_head(own: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> SavedHead | None:
@@ -225,7 +211,7 @@ def _own_head(own: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Save
 def _samples(model: Model) -> dict[str, list[float]]:
     """A few values of each of the network's weights that no quantisation touches."""
     found = {}
-    for name, variable in structural_names(model.keras).items():
+    for name, variable in model._inference.variables.items():
         if name.startswith("backbone/") and "float" in variable.dtype:
             value = model.adapters.before_merge.get(name, variable.value).reshape(-1)
             places = np.linspace(0, value.size - 1, min(_SAMPLES, value.size)).astype(int)
@@ -248,6 +234,11 @@ def _check_base(model: Model, folder: Path, base: Mapping[str, Any]) -> None:
     )
 
 
+def _rounding(name: str) -> float:
+    """What a leaf may lose: PEFT keeps a bias whole, of which the difference comes back rounded."""
+    return 1e-6 if name.endswith("/bias") else 0.0
+
+
 def _check_written(model: Model, adapter: Adapter, folder: Path) -> None:
     """Passes where the folder reads back as an adapter that computes the same.
 
@@ -260,14 +251,12 @@ def _check_written(model: Model, adapter: Adapter, folder: Path) -> None:
             name
             for name, variable in adapter.variables.items()
             if adapter.roles[name] != "seed"
-            # PEFT keeps a bias whole, of which the difference comes back rounded.
-            and not np.allclose(variable.value, back.variables[name].value, 0, _ROUNDED)
+            and not np.allclose(variable.value, back.variables[name].value, 0, _rounding(name))
         ]
         if differing:
             raise ModelError(f"it reads back with other values:\n  {listed(differing)}")
         return
-    layers = {"": model.keras, **layer_names(model.keras)}
-    weights = {name: v.value for name, v in structural_names(model.keras).items()}
+    layers, weights = model._inference.layers, model._inference.values()
     one, other = (each.merged(layers, weights, each.values()) for each in (adapter, back))
     differing = sorted(one.keys() ^ other.keys()) + [
         name

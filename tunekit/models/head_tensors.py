@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunekit.errors import ModelError, did_you_mean
-from tunekit.methods.peft_files import listed
+from tunekit.folder import listed
 from tunekit.models.adapters import SavedHead
 from tunekit.models.backbone import Backbone
 from tunekit.models.head_names import POOLER, HeadNames, head_names
