@@ -23,6 +23,19 @@ from tunekit.methods.intercept import Call, Wrap
 from tunekit.methods.part import Layers
 
 
+def unmergeable(what: str, positions: str) -> ModelError:
+    """Returns the error of merging learned positions, which are no other weights.
+
+    Args:
+        what: cannot be merged: "the prompt at 'embedding'".
+        positions: what it is more of: "8 more positions".
+    """
+    return ModelError(
+        f"{what} cannot be merged: it is {positions}, which no weights of the network are. Keep it "
+        "apart, or train a LoRA."
+    )
+
+
 def with_dummies(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
     """Returns token inputs [B, T] as [B, P + T], the P before each text not masked.
 

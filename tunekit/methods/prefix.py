@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from tunekit.errors import ModelError
-from tunekit.methods.dummy_positions import around_network, in_front, replacing
+from tunekit.methods.dummy_positions import around_network, in_front, replacing, unmergeable
 from tunekit.methods.intercept import Call, Wrap
 from tunekit.methods.linear import DenseForm, linear_form
 from tunekit.methods.part import Layers, Leaf, Placed, Places, Values
@@ -64,10 +64,7 @@ class PrefixPart:
         Raises:
             ModelError: always; it is more positions, not other weights.
         """
-        raise ModelError(
-            f"the prefix at '{self.name}' cannot be merged: it is {self.length} more positions, "
-            "which no weights of the network are. Keep it apart, or train a LoRA."
-        )
+        raise unmergeable(f"the prefix at '{self.name}'", f"{self.length} more positions")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tunekit.errors import ModelError
-from tunekit.methods.dummy_positions import around_network, replacing
+from tunekit.methods.dummy_positions import around_network, replacing, unmergeable
 from tunekit.methods.intercept import Wrap
 from tunekit.methods.part import Layers, Leaf, Placed, Places, Values
 from tunekit.methods.spec import PromptTuning
@@ -47,10 +47,7 @@ class PromptPart:
         Raises:
             ModelError: always; it is more positions, not other weights.
         """
-        raise ModelError(
-            f"the prompt at '{self.name}' cannot be merged: it is {self.prepended} more positions, "
-            "which no weights of the network are. Keep it apart, or train a LoRA."
-        )
+        raise unmergeable(f"the prompt at '{self.name}'", f"{self.prepended} more positions")
 
 
 def place(spec: PromptTuning, places: Places, rng: np.random.Generator) -> list[Placed]:

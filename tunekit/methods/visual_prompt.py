@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from tunekit.errors import ModelError
-from tunekit.methods.dummy_positions import in_front
+from tunekit.methods.dummy_positions import in_front, unmergeable
 from tunekit.methods.intercept import Call, Wrap
 from tunekit.methods.linear import linear_form
 from tunekit.methods.part import Layers, Leaf, Placed, Places, Values
@@ -94,10 +94,7 @@ class VisualPromptPart:
         Raises:
             ModelError: always; it is more tokens, not other weights.
         """
-        raise ModelError(
-            f"the visual prompt at '{self.name}' cannot be merged: it is {self.length} more "
-            "tokens, which no weights of the network are. Keep it apart, or train a LoRA."
-        )
+        raise unmergeable(f"the visual prompt at '{self.name}'", f"{self.length} more tokens")
 
 
 def place(spec: VisualPrompt, places: Places, rng: np.random.Generator) -> list[Placed]:
