@@ -105,7 +105,7 @@ class Adapter:
         """
         found: dict[keras.Layer, Wrap] = {}
         for part in self.parts:
-            own = {leaf.name: values[f"{part.name}/{leaf.name}"] for leaf in part.leaves}
+            own = part_values(part, values)
             wraps = part.wraps(layers, own, training=training, per_example=per_example)
             for layer, wrap in wraps.items():
                 inner = found.get(layer)
@@ -125,7 +125,7 @@ class Adapter:
         """
         changed: dict[str, jax.Array] = {}
         for part in self.parts:
-            own = {leaf.name: values[f"{part.name}/{leaf.name}"] for leaf in part.leaves}
+            own = part_values(part, values)
             changed |= part.merged(layers, {**weights, **changed}, own)
         return changed
 
@@ -139,6 +139,11 @@ def leaves_of(parts: Sequence[Part]) -> dict[str, Leaf]:
             assert name not in leaves, f"two parts have a leaf called {name!r}"
             leaves[name] = leaf
     return leaves
+
+
+def part_values(part: Part, values: Values) -> dict[str, jax.Array]:
+    """Returns one part's arrays by leaf name, out of those of the whole adapter."""
+    return {leaf.name: values[f"{part.name}/{leaf.name}"] for leaf in part.leaves}
 
 
 def _variable(name: str, leaf: Leaf, value: np.ndarray | None) -> keras.Variable:

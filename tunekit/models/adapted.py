@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tunekit.errors import ModelError
-from tunekit.methods.adapter import Adapter
+from tunekit.folder import listed, mismatches
+from tunekit.methods.adapter import Adapter, part_values
 from tunekit.methods.attach import attach
 from tunekit.methods.combine import CombineKind, Factors, combine
 from tunekit.methods.eva import captured_inputs
@@ -31,12 +32,11 @@ from tunekit.methods.quantize import (
 from tunekit.methods.spec import AdapterSpec, LoRA, adapter_spec
 from tunekit.models import adapter_files
 from tunekit.models.adapters import AdapterSet, Named, SavedHead, weights_of
-from tunekit.models.forward import Forward
+from tunekit.models.forward import Forward, assign_all
 from tunekit.models.inference import Inference
 from tunekit.models.inputs import Inputs, batches, token_columns
 from tunekit.models.spec import Quantization
 from tunekit.models.targets import places_of, targets_of
-from tunekit.names import layer_names, structural_names
 
 if TYPE_CHECKING:
     from tunekit.models.model import Model
@@ -54,9 +54,9 @@ def add(
     """See `Model.add_adapter`."""
     model.adapters.check_free(name)
     spec = adapter_spec(spec)
-    adapter = attach(
+    adapter = fresh_adapter(
+        model,
         spec,
-        places_of(model, targets_of(spec, model)),
         seed=seed,
         layer_inputs=None if inputs is None else _layer_inputs(model, inputs),
         quantise=None
@@ -66,16 +66,31 @@ def add(
     return model.take_adapters(_with_present_head(model).added(name, adapter))
 
 
+def fresh_adapter(model: Model, spec: AdapterSpec, *, seed: int, **starts: Any) -> Adapter:
+    """Returns a fresh adapter for the layers that the spec's targets name, not put on the model.
+
+    Args:
+        model: the network.
+        spec: of the adapter.
+        seed: of random values.
+        starts: what some LoRAs begin with, as `attach` takes it.
+
+    Raises:
+        ModelError: the method is impossible on a layer, or lacks what it begins with.
+        SelectionError: the targets name no layer.
+    """
+    return attach(spec, places_of(model, targets_of(spec, model)), seed=seed, **starts)
+
+
 def activate(model: Model, names: Named) -> Model:
     """See `Model.set_adapter`."""
     weights = weights_of(names)
     adapters = _with_present_head(model).activated(weights)
     head = next((adapters[name].head for name in reversed(weights) if adapters[name].head), None)
     if head is not None:
-        _put_head(model, head)
         last = next(name for name in reversed(weights) if adapters[name].head is head)
         adapters = adapters.with_entry(last, replace(adapters[last], head=None))
-    return model.take_adapters(adapters)
+    return _put(model, adapters, head)
 
 
 def _with_present_head(model: Model) -> AdapterSet:
@@ -91,19 +106,32 @@ def _with_present_head(model: Model) -> AdapterSet:
 
 def present_head(model: Model) -> SavedHead:
     """Returns the head that the model has now; its arrays are not copied."""
-    values = {
-        n: v.value for n, v in structural_names(model.keras).items() if n.startswith("heads/")
-    }
+    values = {n: v for n, v in model._inference.values().items() if n.startswith("heads/")}
     return SavedHead(model.labels, model.head_spec, model.multi_label, values)
 
 
-def _put_head(model: Model, head: SavedHead) -> None:
-    if (model.labels, model.head_spec) != (head.labels, head.spec):
-        model._take_head(head.labels, head.spec, 0)
-    model.multi_label = head.multi_label
-    variables = structural_names(model.keras)
-    for name, value in head.values.items():
-        variables[name].assign(value)
+def _put(model: Model, adapters: AdapterSet, head: SavedHead | None) -> Model:
+    """The model has these adapters and, where there is one, this head: both or neither."""
+    if head is None:
+        return model.take_adapters(adapters)
+    with model.restored_on_error():
+        if (model.labels, model.head_spec) != (head.labels, head.spec):
+            model._take_head(head.labels, head.spec, 0)
+        own = {n: v for n, v in model._inference.variables.items() if n.startswith("heads/")}
+        if wrong := mismatches(head.values, own):
+            raise ModelError(f"the adapter's head does not fit its labels:\n  {listed(wrong)}")
+        model.multi_label = head.multi_label
+        model.take_adapters(adapters)
+        assign_all(own, head.values)
+    return model
+
+
+def _put_values(model: Model, adapters: AdapterSet, values: Mapping[str, jax.Array]) -> Model:
+    """The model has these adapters, and the network these values: both or neither."""
+    with model.restored_on_error():
+        model.take_adapters(adapters)
+        assign_all(model._inference.variables, values)
+    return model
 
 
 def save(model: Model, folder: Path, name: str | None, recipe: Any) -> Path:
@@ -124,10 +152,7 @@ def load(model: Model, folder: Path, name: str | None, *, check_base: bool) -> M
     name = folder.expanduser().resolve().name if name is None else name
     model.adapters.check_free(name)
     loaded = adapter_files.load(model, folder, check_base=check_base)
-    adapters = _with_present_head(model).added(name, loaded.adapter)
-    if loaded.head is not None:
-        _put_head(model, loaded.head)
-    return model.take_adapters(adapters)
+    return _put(model, _with_present_head(model).added(name, loaded.adapter), loaded.head)
 
 
 def combine_into(
@@ -172,8 +197,7 @@ def _factors(name: str, adapter: Adapter) -> dict[str, Factors]:
     found = {}
     for part in adapter.parts:
         assert isinstance(part, LoRAPart)
-        own = {leaf.name: values[f"{part.name}/{leaf.name}"] for leaf in part.leaves}
-        a, b, scaling = part.factors(own)
+        a, b, scaling = part.factors(part_values(part, values))
         found[part.name] = Factors(np.asarray(a), np.asarray(b), float(scaling))
     return found
 
@@ -185,9 +209,9 @@ def _placed(part: Any, factors: Factors) -> Placed:
     return Placed(part, {a: factors.a, b: factors.b, "scaling": scaling})
 
 
-def merge(model: Model, items: Inputs | None, least_agreement: float) -> Model:
-    """See `Model.merge`."""
-    changed = _merged_values(model)
+def merge(model: Model, items: Inputs | None, least_agreement: float) -> MergeForecast | None:
+    """See `Model.merge`; returns what it forecast, `None` where nothing is packed."""
+    changed, forecast = _merged_values(model), None
     if quantized_layers(model):
         if items is None:
             raise ModelError(
@@ -201,14 +225,10 @@ def merge(model: Model, items: Inputs | None, least_agreement: float) -> Model:
                 f"least {least_agreement:.1%} agreement. Keep the adapter apart, merge into a "
                 "backbone that is not quantised, or lower least_agreement."
             )
-    variables = structural_names(model.keras)
-    before = {name: variables[name].value for name in changed}
-    for name, value in changed.items():
-        variables[name].assign(value)
-    adapters = model.adapters
-    return model.take_adapters(
-        replace(adapters, active=(), merged=adapters.active, before_merge=before)
-    )
+    before = {name: model._inference.variables[name].value for name in changed}
+    merged = replace(model.adapters, active=(), merged=model.adapters.active, before_merge=before)
+    _put_values(model, merged, changed)
+    return forecast
 
 
 def forecast_of(model: Model, items: Inputs) -> MergeForecast:
@@ -218,7 +238,7 @@ def forecast_of(model: Model, items: Inputs) -> MergeForecast:
 
 def _forecast(model: Model, items: Inputs, changed: Mapping[str, jax.Array]) -> MergeForecast:
     apart = model.logits(items)
-    values = {name: v.value for name, v in structural_names(model.keras).items()}
+    values = model._inference.values()
     count, parts = batches(model.backbone, items, 32)
     together = [model._inference({**values, **changed}, part) for part in parts]
     merged = np.concatenate([np.asarray(x, np.float32) for x in together])[:count]
@@ -233,8 +253,7 @@ def quantize(
 ) -> QuantizationReport | None:
     """See `Model.quantize`; `structure_only` makes room for packed values and packs none."""
     model.adapters.check_not_merged("quantize")
-    names = layer_names(model.keras).items()
-    layers = {name: layer for name, layer in names if name.startswith("backbone/")}
+    layers = {n: layer for n, layer in model._inference.layers.items() if n.startswith("backbone/")}
     report = (quantize_structure if structure_only else quantize_layers)(layers, mode)
     # Programs and groups are of the variables that were.
     model._inference, model._groups = Inference(model.keras), None
@@ -244,15 +263,14 @@ def quantize(
 
 def quantization_of(model: Model) -> Quantization | None:
     """See `Model.quantization`."""
-    layers = layer_names(model.keras)
+    layers = model._inference.layers
     packed: Any = [vars(layers[name])["_kernel"] for name in quantized_layers(model)[:1]]
     return packed[0].form.mode if packed else None
 
 
 def quantized_layers(model: Model) -> tuple[str, ...]:
     """Returns the names of the layers whose kernels are packed."""
-    layers = layer_names(model.keras).items()
-    return tuple(name for name, layer in layers if is_quantized(layer))
+    return tuple(n for n, layer in model._inference.layers.items() if is_quantized(layer))
 
 
 def _merged_values(model: Model) -> dict[str, jax.Array]:
@@ -261,8 +279,7 @@ def _merged_values(model: Model) -> dict[str, jax.Array]:
     adapters.check_not_merged("merge")
     if not adapters.active:
         raise ModelError("no adapter is active, so there is nothing to merge.")
-    weights = {name: v.value for name, v in structural_names(model.keras).items()}
-    layers = {"": model.keras, **layer_names(model.keras)}
+    weights, layers = model._inference.values(), model._inference.layers
     kernels = {f"{n}/kernel": dequantized_kernel(layers[n]) for n in quantized_layers(model)}
     changed: dict[str, jax.Array] = {}
     for adapter, weight in adapters.acting:
@@ -278,12 +295,8 @@ def unmerge(model: Model) -> Model:
     adapters = model.adapters
     if not adapters.merged:
         raise ModelError("nothing is merged into the network, so there is nothing to take out.")
-    variables = structural_names(model.keras)
-    for name, value in adapters.before_merge.items():
-        variables[name].assign(value)
-    return model.take_adapters(
-        replace(adapters, active=adapters.merged, merged=(), before_merge={})
-    )
+    apart = replace(adapters, active=adapters.merged, merged=(), before_merge={})
+    return _put_values(model, apart, adapters.before_merge)
 
 
 def mixed_logits(
@@ -311,9 +324,10 @@ def mixed_logits(
         heads.append(_head_values(model, entries, None))
     rows = [len(used) if name is None else used.index(name) for name in names]
     stacked = jax.tree.map(lambda *each: jnp.stack(each), *stacks)
-    own_heads = any(head is not heads[0] for head in heads)
+    # The arrays of one head, whichever adapters have it, are the same ones.
+    own_heads = any(head[name] is not value for head in heads for name, value in heads[0].items())
     stacked_heads = jax.tree.map(lambda *each: jnp.stack(each), *heads) if own_heads else {}
-    values = {name: v.value for name, v in structural_names(model.keras).items()}
+    values = model._inference.values()
     outputs, done = [], 0
     for part in parts:
         size = len(jax.tree.leaves(part)[0])
@@ -329,11 +343,11 @@ def _without_effect(model: Model, adapter: Adapter) -> dict[str, jax.Array]:
     """Values with which the adapter does nothing; refused by methods without a scale."""
     if not isinstance(adapter.spec, LoRA):
         adapter.check_weight(0.0)
-    values, layers = adapter.values(0.0), layer_names(model.keras)
+    values, layers = adapter.values(0.0), model._inference.layers
     for part in adapter.parts:
         if isinstance(part, LoRAPart) and part.dora:  # Its magnitudes are no part of the scale.
-            own = {leaf.name: values[f"{part.name}/{leaf.name}"] for leaf in part.leaves}
-            values[f"{part.name}/magnitude"] = part.norms(layers[part.name], own)
+            norms = part.norms(layers[part.name], part_values(part, values))
+            values[f"{part.name}/magnitude"] = norms
     return values
 
 

@@ -30,7 +30,7 @@ from tunekit.models.inputs import Inputs, batches
 from tunekit.models.layer_tree import LayerTree, layer_tree
 from tunekit.models.preprocessing import ImagePreprocessing
 from tunekit.models.spec import HeadSpec, Quantization
-from tunekit.names import layer_names, structural_names, variable_roles
+from tunekit.names import variable_roles
 
 _HEAD = "label"
 """Name of the one head of a classifier; the graph takes any number."""
@@ -95,7 +95,7 @@ class Model:
 
         "backbone/...", "heads/label/...", and those of every adapter, "adapters/<name>/...".
         """
-        variables = structural_names(self.keras)
+        variables = dict(self._inference.variables)
         for name, entry in self.adapters.entries.items():
             own = entry.adapter.variables.items()
             variables |= {f"adapters/{name}/{leaf}": variable for leaf, variable in own}
@@ -113,7 +113,7 @@ class Model:
 
     def norm_layers(self) -> frozenset[str]:
         """Returns the names of the normalisation layers, of Keras and of others."""
-        layers = layer_names(self.keras).items()
+        layers = self._inference.layers.items()
         return frozenset(name for name, layer in layers if "Norm" in type(layer).__name__)
 
     def groups(self) -> tuple[Group, ...]:
@@ -182,8 +182,7 @@ class Model:
         """
         acting = self.adapters.acting
         if values is None:
-            own = {name: v.value for name, v in structural_names(self.keras).items()}
-            values = own | slots(acting)
+            values = self._inference.values() | slots(acting)
         else:
             values = renamed(values, [name for name, _ in self.adapters.active])
         outputs = self._inference(values, inputs, [adapter for adapter, _ in acting])
@@ -366,7 +365,8 @@ class Model:
             ModelError: a method cannot be merged, or too many predictions would change. Nothing has
                 changed then.
         """
-        return adapted.merge(self, items, least_agreement)
+        adapted.merge(self, items, least_agreement)
+        return self
 
     def merge_forecast(self, items: Inputs) -> MergeForecast:
         """Returns how far predictions would move by `merge`: KL divergence and agreement.

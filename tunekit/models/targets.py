@@ -26,7 +26,6 @@ from tunekit.methods import spec as methods
 from tunekit.methods.part import LayerRole, Places
 from tunekit.models.layer_roles import layer_roles
 from tunekit.models.selection import selected_groups, split_selectors
-from tunekit.names import layer_names
 
 if TYPE_CHECKING:
     from tunekit.models.model import Model
@@ -143,7 +142,7 @@ def places_of(model: Model, targets: tuple[str, ...]) -> Places:
         targets: structural names of layers, as `resolve_targets` gives them.
     """
     return Places(
-        layers={"": model.keras, **layer_names(model.keras)},
+        layers=model._inference.layers,
         targets=targets,
         roles=layer_roles(model.keras),
         blocks=tuple(group.layers for group in model.groups() if group.kind == "block"),

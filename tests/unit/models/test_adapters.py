@@ -22,6 +22,31 @@ from tunekit.models.trainable import resolve_trainable
 IMAGES = families.images(4)[0]
 
 
+def broken_after(monkeypatch: pytest.MonkeyPatch, writes: int, error: BaseException) -> None:
+    """The next variable but so many that is assigned to raises, once."""
+    left = [writes]
+    assign = keras.Variable.assign
+
+    def breaks(self, value):
+        left[0] -= 1
+        if left[0] == -1:
+            raise error
+        return assign(self, value)
+
+    monkeypatch.setattr(keras.Variable, "assign", breaks)
+
+
+def every_value(model: Model) -> dict[str, np.ndarray]:
+    return {name: np.array(v.value) for name, v in model.variables().items()}
+
+
+def assert_same(before: dict[str, np.ndarray], model: Model) -> None:
+    now = every_value(model)
+    assert now.keys() == before.keys()
+    for name, value in before.items():
+        np.testing.assert_array_equal(now[name], value, err_msg=name)
+
+
 def drawn(model: Model, name: str, seed: int) -> None:
     """Gives what trains of an adapter random values, as training would."""
     rng = np.random.default_rng(seed)
@@ -155,6 +180,91 @@ def test_mixed_heads_of_the_same_labels_are_each_their_own(model):
     mixed = model.logits(IMAGES, adapters=["b", "a", "b", "a"])
     expected = np.stack([of_b[0], of_a[1], of_b[2], of_a[3]])
     np.testing.assert_allclose(mixed, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_error_half_way_into_a_merge_or_out_of_it_changes_nothing(model, monkeypatch):
+    apart, before = model.logits(IMAGES), every_value(model)
+    with monkeypatch.context() as patched:
+        broken_after(patched, 2, OSError("no memory"))
+        with pytest.raises(OSError, match="no memory"):
+            model.merge()
+    assert (model.adapters.active, model.adapters.merged) == ((("b", 1.0),), ())
+    assert_same(before, model)
+    merged = every_value(model.merge())
+    with monkeypatch.context() as patched:
+        broken_after(patched, 2, OSError("no memory"))
+        with pytest.raises(OSError, match="no memory"):
+            model.unmerge()
+    assert model.adapters.merged == (("b", 1.0),)
+    assert_same(merged, model)
+    np.testing.assert_array_equal(model.unmerge().logits(IMAGES), apart)
+
+
+def test_interrupted_a_merge_or_unmerge_is_first_done_whole(model, monkeypatch):
+    before = every_value(model)
+    merged = every_value(model.merge())
+    model.unmerge()
+    for action, expected in ((model.merge, merged), (model.unmerge, before)):
+        with monkeypatch.context() as patched:
+            broken_after(patched, 2, KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                action()
+        assert_same(expected, model)
+    assert (model.adapters.active, model.adapters.merged) == ((("b", 1.0),), ())
+
+
+@pytest.mark.parametrize("labels", [families.LABELS, ("husky", "pug")])
+def test_a_head_that_cannot_be_put_leaves_the_model_the_one_it_has(model, monkeypatch, labels):
+    model.add_adapter("c", "ia3").replace_head(labels)
+    model.set_adapter("b")
+    own, before = (model.labels, model.adapters), every_value(model)
+    broken_after(monkeypatch, 1, OSError("no memory"))
+    with pytest.raises(OSError, match="no memory"):
+        model.set_adapter("c")
+    assert (model.labels, model.adapters) == own
+    assert_same(before, model)
+
+
+def test_interrupted_a_switch_puts_the_whole_head_of_its_adapter(model, monkeypatch):
+    model.set_adapter("a").replace_head(families.LABELS, keep=False, seed=5)
+    of_a = every_value(model)
+    model.set_adapter("b").replace_head(families.LABELS, keep=False, seed=6)
+    broken_after(monkeypatch, 1, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        model.set_adapter("a")
+    assert model.adapters.active == (("a", 1.0),)
+    assert_same(of_a, model)
+
+
+def test_a_head_that_does_not_fit_its_labels_is_refused_and_nothing_changes(model, tmp_path):
+    model.add_adapter("c", "pfeiffer")
+    file = model.save_adapter(tmp_path / "c") / "tunekit.safetensors"
+    tensors = dict(safetensors.numpy.load_file(file))
+    tensors["heads/label/logits/bias"] = np.zeros(7, np.float32)
+    tensors["heads/label/logit/kernel"] = tensors.pop("heads/label/logits/kernel")
+    safetensors.numpy.save_file(tensors, file)
+    adapters, before = model.adapters, every_value(model)
+    with pytest.raises(ModelError, match="head does not fit its labels") as caught:
+        model.load_adapter(tmp_path / "c", "d")
+    assert "missing: heads/label/logits/kernel. Did you mean" in str(caught.value)
+    assert "logits/bias: expected shape (3,), got (7,)" in str(caught.value)
+    assert model.adapters is adapters
+    assert_same(before, model)
+
+
+def test_adapters_of_one_head_share_it_in_a_mixed_batch(model, monkeypatch):
+    stacked = []
+    run = type(model._inference).each_its_own
+
+    def watched(self, *args):
+        stacked.append(args[4])
+        return run(self, *args)
+
+    monkeypatch.setattr(type(model._inference), "each_its_own", watched)
+    model.logits(IMAGES, adapters=["a", None, "b", "a"])
+    model.set_adapter("a").replace_head(families.LABELS, keep=False, seed=5)
+    model.logits(IMAGES, adapters=["a", None, "b", "a"])
+    assert [len(heads) for heads in stacked] == [0, 2]
 
 
 @pytest.mark.parametrize(
