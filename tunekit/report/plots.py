@@ -32,6 +32,9 @@ HIGHEST_SHARED = 8
 HIGHEST_COUNTED = 16
 """More labels than this have no room for a count in each cell."""
 
+_SHOWN = ("accuracy", "perplexity", "f1", "spearman", "recall_at_1")
+"""The metric drawn beside the loss: the first of these that there is."""
+
 History = Sequence[Mapping[str, Any]]
 
 
@@ -77,13 +80,9 @@ def draw_curves(axes: Sequence[Axes] | np.ndarray, history: History) -> None:
     loss, accuracy, rate = axes
     epochs = np.arange(1, len(history) + 1)
     _draw_series(loss, epochs, history, {"loss": "training", "val_loss": "validation"}, "loss")
-    _draw_series(
-        accuracy,
-        epochs,
-        history,
-        {"accuracy": "training", "val_accuracy": "validation"},
-        "accuracy",
-    )
+    name = next((name for name in _SHOWN if any(f"val_{name}" in row for row in history)), "")
+    series = {name: "training", f"val_{name}": "validation"}
+    _draw_series(accuracy, epochs, history, series, name.replace("_", " ") or "accuracy")
     _draw_series(rate, epochs, history, {"learning_rate": ""}, "learning rate")
     rate.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     rate.set_ylim(bottom=0)

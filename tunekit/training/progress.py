@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+_SHOWN = ("accuracy", "perplexity", "f1", "exact_match", "spearman", "recall_at_1")
+"""The validation metrics of a line, where there are some; all are in the history."""
+
 
 class Reporter(Protocol):
     """Told of a run's course."""
@@ -150,7 +153,7 @@ def row_text(row: Mapping[str, Any]) -> str:
         >>> row_text({"epoch": 1, "phase": 0, "loss": 0.5, "val_accuracy": 0.9, "seconds": 2.0})
         'epoch 1  loss 0.5000  val_accuracy 0.9000  2.0 s'
     """
-    shown = ("loss", "val_loss", "val_accuracy")
+    shown = ("loss", "val_loss", *(f"val_{name}" for name in _SHOWN))
     parts = [f"epoch {row['epoch']}"]
     parts += [f"{name} {row[name]:.4f}" for name in shown if row.get(name) is not None]
     if "examples_per_second" in row:
