@@ -26,6 +26,7 @@ from tunekit.methods.intercept import (
 from tunekit.models.cpu_gradients import cpu_activations
 from tunekit.models.cpu_layers import cpu_layers
 from tunekit.models.graph import is_attention, sublayers
+from tunekit.models.sequence_inputs import extra_wraps, split_extras
 from tunekit.names import Role, layer_names, structural_names, variable_roles
 
 Values = dict[str, jax.Array]
@@ -120,7 +121,8 @@ class Forward:
 
         Args:
             values: one array for every variable.
-            inputs: what the model takes.
+            inputs: what the model takes; of tokens, with what else a batch says of them
+                (``tunekit.models.sequence_inputs``).
             training: whether layers that train behave as in training.
             trainable: names of the variables that train; used when `training`.
 
@@ -128,7 +130,11 @@ class Forward:
             The model's outputs, and new values of BatchNorm statistics and seeds.
         """
         given = self._given(values)
-        with self._applied(given, training=training, trainable=trainable) as scope:
+        inputs, extras = split_extras(inputs)
+        with (
+            self._applied(given, training=training, trainable=trainable) as scope,
+            intercept(extra_wraps(self.layers, extras)),
+        ):
             outputs = self.model(inputs, training=training)
         updates = {}
         for name, variable in self.variables.items():
