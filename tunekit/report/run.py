@@ -100,9 +100,10 @@ def _source_report(source: Source) -> dict[str, Any]:
     elif len(labels) == len(source) and labels.dtype.kind == "i":
         counts = np.bincount(labels, minlength=len(names)).tolist()
     known = names if counts else ()  # Of tags and numbers, an example has no one label.
+    skipped = getattr(source, "skipped_count", 0)
     return {
         "fingerprint": source.fingerprint,
         "examples": len(source),
         "examples_by_label": dict(zip(known, counts, strict=True)),
-        "skipped": getattr(source, "skipped_count", 0),
+        **({"skipped": skipped} if skipped else {}),
     }
