@@ -130,8 +130,8 @@ def with_masked_head(backbone: Backbone) -> Backbone:
     """
     if backbone.features != "encoder_states":
         raise ModelError(
-            f"'{backbone.source}' is no encoder of texts, and hidden tokens are found again by what "
-            "stands on both sides of them; for a decoder use task: causal_lm."
+            f"'{backbone.source}' is no encoder of texts, and hidden tokens are found again by "
+            "what stands on both sides of them; for a decoder use task: causal_lm."
         )
     if backbone.language_head is not None:
         return backbone
@@ -144,8 +144,9 @@ def with_masked_head(backbone: Backbone) -> Backbone:
         )
     with without_values():
         head = MaskedHead(language_head(backbone.keras, tied=True), backbone.dim, "gelu", 1e-12)
-    head.transform.kernel.assign(np.eye(backbone.dim))
-    head.transform.bias.assign(np.full(backbone.dim, _FRESH_SHIFT))
+    transform: Any = head.transform
+    transform.kernel.assign(np.eye(backbone.dim))
+    transform.bias.assign(np.full(backbone.dim, _FRESH_SHIFT))
     return replace(backbone, language_head=head)
 
 
