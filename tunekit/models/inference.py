@@ -13,6 +13,7 @@ import keras
 from tunekit.methods.adapter import Adapter
 from tunekit.methods.part import Layers
 from tunekit.models.forward import Forward, Values
+from tunekit.models.taps import Tap, captured
 from tunekit.names import layer_names, structural_names
 
 _SLOT = "adapters/{}"
@@ -50,6 +51,25 @@ class Inference:
             forward = self.forward(adapters)
             self._programs[key] = jax.jit(
                 lambda values, inputs: forward(values, _floats(inputs), training=False)[0]
+            )
+        return self._programs[key](values, inputs)
+
+    def at(
+        self, tap: Tap, values: Values, inputs: Any, adapters: Sequence[Adapter] = ()
+    ) -> jax.Array:
+        """Returns what goes through a tap of the graph; what comes after it is not computed.
+
+        Args:
+            tap: of the graph.
+            values: as for a call.
+            inputs: what the graph takes.
+            adapters: of these shapes.
+        """
+        key = ("at", tap.name, *(adapter.parts for adapter in adapters))
+        if key not in self._programs:
+            forward = self.forward(adapters)
+            self._programs[key] = jax.jit(
+                lambda values, inputs: captured(forward, [tap], values, _floats(inputs))[tap.name]
             )
         return self._programs[key](values, inputs)
 

@@ -30,6 +30,7 @@ from tunekit.models.inputs import Inputs, batches
 from tunekit.models.layer_tree import LayerTree, layer_tree
 from tunekit.models.preprocessing import ImagePreprocessing
 from tunekit.models.spec import HeadSpec, Quantization
+from tunekit.models.taps import Tap, taps
 from tunekit.names import variable_roles
 
 _HEAD = "label"
@@ -171,6 +172,45 @@ class Model:
         if not outputs:
             return np.zeros((0, len(self.labels)), np.float32)
         return np.concatenate(outputs)[:count]
+
+    def hidden_states(
+        self, token_ids: Inputs, *, layer: int | None = None, batch_size: int = 32
+    ) -> np.ndarray:
+        """Returns float32 hidden states [N, T, D] of N sequences, in inference mode.
+
+        Where a sequence is shorter than T, those after its end mean nothing.
+
+        Args:
+            token_ids: of one sequence or of several, as for `logits`.
+            layer: how many blocks they have gone through, from 1; `None` is what the backbone
+                gives, a decoder's final normalisation with it.
+            batch_size: sequences at a time, at most.
+
+        Raises:
+            ModelError: the model takes images, or has fewer blocks.
+        """
+        tap = self._tap_after(layer)
+        count, parts = batches(self.backbone, token_ids, batch_size)
+        acting = self.adapters.acting
+        values = self._inference.values() | slots(acting)
+        adapters = [adapter for adapter, _ in acting]
+        outputs = [np.asarray(self._inference.at(tap, values, x, adapters)) for x in parts]
+        if not outputs:
+            return np.zeros((0, 0, self.backbone.dim), np.float32)
+        return np.concatenate(outputs)[:count].astype(np.float32)
+
+    def _tap_after(self, layer: int | None) -> Tap:
+        """Where the hidden states after so many blocks can be read."""
+        if self.backbone.takes != "tokens":
+            raise ModelError(f"the model on '{self.backbone.source}' takes images, not token ids.")
+        found = [tap for tap in taps(self.keras) if tap.name.startswith("backbone/")]
+        if layer is None:
+            return found[-1]
+        there = [tap for tap in found if tap.group == f"blocks[{layer - 1}]"]
+        if not there:
+            blocks = sum(group.kind == "block" for group in self.groups())
+            raise ModelError(f"layer: expected 1 to {blocks}, the number of blocks; got {layer}.")
+        return there[-1]
 
     def apply(self, inputs: Any, values: Mapping[str, jax.Array] | None = None) -> np.ndarray:
         """Returns float32 outputs [B, ...] in inference mode, by a program compiled once a shape.
