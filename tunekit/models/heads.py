@@ -37,7 +37,8 @@ def build_head(
 ) -> keras.Model:
     """Returns a built head that takes features and gives logits [B, C], all in float32.
 
-    Of a text it takes {"features", "padding_mask"}, the mask int32 [B, T] with 0 for padding.
+    Of a text it takes {"features", "padding_mask"}, the mask int32 [B, T] with 0 for padding, and
+    with pooling "none" gives the logits of each token [B, T, C].
 
     Args:
         spec: kind, pooling and regularisation.
@@ -70,7 +71,9 @@ def build_head(
         inputs = {"features": x, **mask}
     if features != "vector":
         kind = pooling_kind(spec.pooling, features, prefix_tokens)
-        x = Pooling(kind, prefix_tokens=prefix_tokens, dtype="float32", name="pooling")(x, **mask)
+        if kind != "none":
+            pooling = Pooling(kind, prefix_tokens=prefix_tokens, dtype="float32", name="pooling")
+            x = pooling(x, **mask)
 
     def dropout(layer_name: str, x: Any) -> Any:
         if not spec.dropout:
@@ -237,6 +240,11 @@ def pooling_kind(pooling: str, features: Features, prefix_tokens: int) -> str:
     if pooling == "last" and not features.endswith("_states"):
         raise ModelError(
             "pooling='last' is for texts, which end somewhere, and this backbone takes images; "
+            "use pooling='avg'."
+        )
+    if pooling == "none" and not features.endswith("_states"):
+        raise ModelError(
+            "pooling='none' gives logits for each token of a text, and this backbone takes images; "
             "use pooling='avg'."
         )
     if pooling.startswith("token") and features == "decoder_states":

@@ -10,7 +10,7 @@ from annotated_types import Ge, Interval, Lt
 Dtype = Literal["float32", "bfloat16", "float16", "mixed_bfloat16", "mixed_float16"]
 Quantization = Literal["int8", "int4", "nf4"]
 HeadKind = Literal["linear", "mlp", "cosine"]
-Pooling = Literal["auto", "avg", "max", "gem", "token", "token+avg", "last", "attention"]
+Pooling = Literal["auto", "avg", "max", "gem", "token", "token+avg", "last", "attention", "none"]
 Activation = Literal["relu", "gelu", "tanh"]
 SidePixels = Annotated[int, Interval(ge=8, le=4096)]
 
@@ -55,7 +55,7 @@ class HeadSpec:
     """How features become one vector; "auto" is the way the backbone was pretrained.
 
     Of a text, "token" is the first token, as BERT does it, "last" the last that is no padding, as
-    decoders do; all others leave padding out.
+    decoders do; "none" gives logits for each token, all others leave padding out.
     """
     hidden: tuple[Annotated[int, Ge(1)], ...] = ()
     """Widths of the hidden layers of an "mlp" head; empty: one layer of 256."""

@@ -16,4 +16,6 @@ def test_each_impossible_class_weight_is_named_by_its_position():
 
 
 def test_class_weights_that_are_all_zero_leave_nothing_to_train_on():
-    assert [path for path, _ in ClassificationSpec(class_weights=(0.0, 0.0)).issues()] == ["class_weights"]
+    assert [path for path, _ in ClassificationSpec(class_weights=(0.0, 0.0)).issues()] == [
+        "class_weights"
+    ]

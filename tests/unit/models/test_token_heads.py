@@ -1,0 +1,58 @@
+"""Heads without pooling: logits for each token of a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from tests.reference import text_folders as text
+from tunekit.errors import ModelError
+from tunekit.models.heads import build_head, pooling_kind
+from tunekit.models.loading import load_model
+from tunekit.models.spec import HeadSpec
+
+STATES = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32")
+MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], np.int32)
+INPUTS = {"features": STATES, "padding_mask": MASK}
+
+
+def head(features: Any = "encoder_states", **options: Any) -> keras.Model:
+    spec = HeadSpec(pooling="none", **options)
+    return build_head(spec, features=features, dim=4, labels=("a", "b"), name="tag", seed=0)
+
+
+@pytest.mark.parametrize("features", ["encoder_states", "decoder_states"])
+def test_each_token_has_the_logits_of_its_own_state(features: str) -> None:
+    layer = head(features)
+    kernel, bias = (np.asarray(variable.value) for variable in layer.weights)
+    expected = STATES @ kernel + bias
+    np.testing.assert_allclose(np.asarray(layer(INPUTS)), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cosine"])
+def test_the_logits_of_a_token_do_not_depend_on_the_others(kind: Any) -> None:
+    layer = head(kind=kind)
+    alone = {"features": STATES[:, 2:3], "padding_mask": MASK[:, 2:3]}
+    together = np.asarray(layer(INPUTS))
+    assert together.shape == (2, 5, 2)
+    np.testing.assert_allclose(together[:, 2:3], np.asarray(layer(alone)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("features", "prefix"), [("map", 0), ("tokens", 1)])
+def test_an_image_has_no_tokens_to_give_logits_for(features: Any, prefix: int) -> None:
+    with pytest.raises(ModelError, match="pooling='none' gives logits for each token of a text"):
+        pooling_kind("none", features, prefix)
+
+
+def test_a_model_gives_logits_for_each_token_and_keeps_labels_by_name(tmp_path: Path) -> None:
+    labels = ("O", "B-PER", "I-PER")
+    model = load_model(text.write("bert", tmp_path), labels=labels, head=HeadSpec(pooling="none"))
+    inputs = {"token_ids": text.TOKEN_IDS, "padding_mask": text.PADDING_MASK}
+    before = model.logits(inputs)
+    assert before.shape == (*text.TOKEN_IDS.shape, 3)
+    model.replace_head(("I-PER", "O"))
+    np.testing.assert_allclose(model.logits(inputs), before[..., [2, 0]], rtol=1e-5, atol=1e-6)
