@@ -33,7 +33,7 @@ def find_arrays(images: Any, labels: Any, where: str) -> Found:
     found_images = _images(images, f"{where}.images", issues)
     names, multi_label, declared = (), False, ()
     try:
-        names, multi_label, declared = _labels(labels)
+        names, multi_label, declared = read_labels(labels)
     except DataError as error:
         issues.append(Issue(f"{where}.labels", str(error)))
     else:
@@ -112,8 +112,12 @@ def _image_list(images: list[Any] | tuple[Any, ...], path: str, issues: list[Iss
     return MemoryImages(images, path)
 
 
-def _labels(labels: Any) -> tuple[Labels, bool, tuple[str, ...]]:
-    """Returns the names of each example, whether there may be several, and the declared names."""
+def read_labels(labels: Any) -> tuple[Labels, bool, tuple[str, ...]]:
+    """Returns the names of each example, whether there may be several, and the declared names.
+
+    Raises:
+        DataError: they are nothing that `find_arrays` takes.
+    """
     if isinstance(labels, (list, tuple)) and labels and _is_names(labels[0]):
         if all(_is_names(label) for label in labels):
             return tuple(tuple(dict.fromkeys(label)) for label in labels), True, ()

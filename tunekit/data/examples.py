@@ -177,18 +177,27 @@ class Found:
         Names that `names` lacks are appended to the source's own `label_names`, where the
         preflight finds them.
         """
-        known = set(names)
-        strangers = {name for labels in self.labels for name in labels} - known
-        all_names = (*names, *in_order(strangers))
-        number = {name: i for i, name in enumerate(all_names)}
-        if multi_label:
-            array = np.zeros((len(self.labels), len(all_names)), np.float32)
-            for i, labels in enumerate(self.labels):
-                array[i, [number[name] for name in labels]] = 1
-        else:
-            array = np.array([number[name] for (name,) in self.labels], np.int32)
+        array, all_names = label_numbers(self.labels, names, multi_label=multi_label)
         rows = np.arange(len(self.images))
         return LabelledImages(Scanner(self.images), rows, array, all_names, multi_label)
+
+
+def label_numbers(
+    labels: Sequence[tuple[str, ...]], names: Sequence[str], *, multi_label: bool
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Returns labels as numbers, int32 [N] or float32 [N, C], and the names they are numbers of.
+
+    Names that `names` lacks are appended to it.
+    """
+    strangers = {name for one in labels for name in one} - set(names)
+    all_names = (*names, *in_order(strangers))
+    number = {name: i for i, name in enumerate(all_names)}
+    if not multi_label:
+        return np.array([number[name] for (name,) in labels], np.int32), all_names
+    array = np.zeros((len(labels), len(all_names)), np.float32)
+    for i, one in enumerate(labels):
+        array[i, [number[name] for name in one]] = 1
+    return array, all_names
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:

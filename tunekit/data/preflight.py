@@ -43,8 +43,8 @@ def check(splits: Splits, spec: DataSpec) -> list[Issue]:
     """Returns every issue of the splits, reading each image once."""
     scans: Scans = {name: scan_source(source) for name, source in splits.items()}
     return [
-        *_labels(splits, spec),
-        *_counts(splits),
+        *label_issues(splits, spec),
+        *count_issues(splits),
         *_unreadable(scans),
         *_copies(splits, scans, spec),
     ]
@@ -64,7 +64,8 @@ def drop_damaged(source: LabelledImages, where: str) -> LabelledImages:
     return source.select([i for i, scan in enumerate(scans) if not scan.damage])
 
 
-def _labels(splits: Splits, spec: DataSpec) -> list[Issue]:
+def label_issues(splits: Splits, spec: DataSpec) -> list[Issue]:
+    """Returns an issue for each split whose labels are not those of train."""
     issues: list[Issue] = []
     names = spec.labels or splits.train.label_names
     for split, source in splits.items():
@@ -93,7 +94,8 @@ def _labels(splits: Splits, spec: DataSpec) -> list[Issue]:
     return issues
 
 
-def _counts(splits: Splits) -> list[Issue]:
+def count_issues(splits: Splits) -> list[Issue]:
+    """Returns issues where a split has no examples, or a label of train none."""
     issues = [
         Issue(f"data.{split}", "has no examples")
         for split, source in splits.items()

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunekit.data.examples import Found, data_error, listed
 from tunekit.data.images import EncodedImages
+from tunekit.data.rows import ListRows, Rows
 from tunekit.data.spec import DataSpec
 from tunekit.errors import DataError, Issue, did_you_mean
 
@@ -80,6 +82,57 @@ def find_tfds(path: str | Path, spec: DataSpec) -> dict[str, Found]:
     return found
 
 
+def text_rows(path: str | Path, spec: DataSpec) -> dict[str, Rows]:
+    """Returns the splits of a TensorFlow dataset of texts as rows, class numbers with their names.
+
+    Args:
+        path: "tfds:name", "tfds:name:version", or a folder that tfds prepared, or one above it.
+        spec: names the splits, if wanted.
+
+    Raises:
+        DataError: the dataset or a split does not exist.
+    """
+    folder = None if str(path).startswith(TFDS_PREFIX) else prepared_folder(Path(path).expanduser())
+    builder = _builder(folder or f"{TFDS_PREFIX}{str(path).removeprefix(TFDS_PREFIX)}")
+    issues: list[Issue] = []
+    splits = _split_names(builder, spec, issues)
+    if issues:
+        raise data_error(issues)
+    names = {
+        column: tuple(found)
+        for column, feature in builder.info.features.items()
+        if (found := getattr(getattr(feature, "feature", feature), "names", None))
+    }
+    return {
+        name: ListRows(_Decoded(_records(builder, split, {})), builder.info.full_name, names)
+        for name, split in splits.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Decoded(Sequence[Any]):
+    """Records with plain Python values, read when they are asked for."""
+
+    records: Sequence[Mapping[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: Any) -> Any:
+        return {name: _plain(value) for name, value in self.records[index].items()}
+
+
+def _plain(value: Any) -> Any:
+    """Returns a feature's value: bytes as text, arrays as lists, also in what holds others."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return _plain(value.tolist()) if hasattr(value, "tolist") else value
+
+
 def _builder(path: str | Path) -> Any:
     try:
         import tensorflow_datasets as tfds
@@ -120,7 +173,9 @@ def _split_names(builder: Any, spec: DataSpec, issues: list[Issue]) -> dict[str,
 
 
 def _find_split(builder: Any, split: str, spec: DataSpec, name: str) -> Found:
-    records = _records(builder, split, spec.image_column)
+    import tensorflow_datasets as tfds
+
+    records = _records(builder, split, {spec.image_column: tfds.decode.SkipDecoding()})
     feature = builder.info.features[spec.label_column]
     # A Sequence(ClassLabel) is multi-label, and keeps its names one level down.
     inner = getattr(feature, "feature", feature)
@@ -153,11 +208,10 @@ def _find_split(builder: Any, split: str, spec: DataSpec, name: str) -> Found:
     return Found(images, kept, inner is not feature, declared, issues)
 
 
-def _records(builder: Any, split: str, image: str) -> Sequence[Mapping[str, Any]]:
-    """Returns the records of a split by index, images still encoded."""
+def _records(builder: Any, split: str, decoders: dict[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Returns the records of a split by index."""
     import tensorflow_datasets as tfds
 
-    decoders = {image: tfds.decode.SkipDecoding()}
     formats = tfds.core.FileFormat.with_random_access()
     if builder.info.available_file_formats() & formats:
         return builder.as_data_source(split, decoders=decoders)
