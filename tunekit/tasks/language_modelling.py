@@ -196,7 +196,13 @@ class LanguageModelling:
         return jnp.sum(losses * weights), jnp.sum(weights)
 
     def predict(
-        self, items: Any, tokenizer: Tokenizer, max_length: int, outputs: Outputs
+        self,
+        items: Any,
+        tokenizer: Tokenizer,
+        max_length: int,
+        outputs: Outputs,
+        *,
+        batch_size: int = 8,
     ) -> list[Likelihood]:
         """Returns how likely each text, or the responses of each dialogue, is to the model.
 
@@ -205,13 +211,14 @@ class LanguageModelling:
             tokenizer: the model's.
             max_length: in tokens.
             outputs: the loss of each token of a batch's inputs.
+            batch_size: texts at a time.
+
+        Raises:
+            DataError: an item is none of these.
         """
         texts = dialogue_items(items)
         found: dict[int, Likelihood] = {}
-        encode = self.encoder(tokenizer, max_length)
-        rows = outputs_of(
-            texts, encode, self.inputs, outputs, tokenizer=tokenizer, max_length=max_length
-        )
+        rows = outputs_of(self, texts, tokenizer, max_length, outputs, batch_size)
         for place, columns, losses in rows:
             found[place] = likelihood(texts.name(place), losses, columns["loss_weights"])
         return [found[place] for place in range(len(texts))]

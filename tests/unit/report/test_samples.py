@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from tunekit.report.samples import print_samples, samples_markdown, samples_table, scores_table
+
+ROW = {
+    "prompt": "What is [bold]?",
+    "reference": "A | pipe\nand a line",
+    "base": "<b>no</b> *star*",
+    "tuned": "yes",
+}
+
+
+def printed(thing) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(thing)
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_answers_stand_side_by_side_and_brackets_are_no_markup() -> None:
+    text = printed(samples_table([ROW]))
+    assert [name in text for name in ("prompt", "reference", "base", "tuned")] == [True] * 4
+    (line,) = (line for line in text.splitlines() if "What is [bold]?" in line)
+    assert line.index("A | pipe") < line.index("<b>no</b> *star*") < line.index("yes")
+
+
+def test_scores_of_base_and_tuned_stand_side_by_side() -> None:
+    names = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match")
+    sides = {"base": dict.fromkeys(names, 0.25), "tuned": dict.fromkeys(names, 12.3456)}
+    lines = [line for line in printed(scores_table(sides)).splitlines() if "0.25" in line]
+    assert len(lines) == len(names)
+    assert all(line.index("0.25") < line.index("12.3") for line in lines)
+
+
+def test_nothing_is_printed_of_no_samples() -> None:
+    console = Console(file=io.StringIO())
+    print_samples([], console)
+    assert console.file.getvalue() == ""  # pyright: ignore[reportAttributeAccessIssue]
+    print_samples([ROW], console)
+    assert "tuned" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_cells_of_markdown_hold_what_was_written() -> None:
+    head, rule, row = samples_markdown([ROW]).splitlines()
+    assert (head, rule) == ("| prompt | reference | base | tuned |", "| --- | --- | --- | --- |")
+    assert row == (
+        r"| What is \[bold\]? | A \| pipe<br>and a line | &lt;b>no&lt;/b> \*star\* | yes |"
+    )
