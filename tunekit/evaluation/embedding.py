@@ -17,6 +17,8 @@ from tunekit.tasks.text_task import Outputs
 
 _CHUNK = 512
 """First texts that are compared with all others at a time."""
+_TIE = 1e-9
+"""Cosines this near are the same: their sums may be rounded apart."""
 _UNIFORMITY_TEXTS = 2048
 _SAME_FROM = 0.8
 """Score from which a pair counts as one meaning (Wang and Isola 2020 take 4 of 5)."""
@@ -136,7 +138,7 @@ def _retrieval(judged: _Judged) -> dict[str, float]:
         cosines[firsts[rows, None] == seconds] = -np.inf
         for i, row in enumerate(rows):
             cosines[i, mates[int(firsts[row])]] = -np.inf
-        ranks[rows] = 1 + (cosines >= asked[:, None]).sum(axis=1)
+        ranks[rows] = 1 + (cosines >= asked[:, None] - _TIE).sum(axis=1)
     recalls = {f"recall_at_{k}": float((ranks <= k).mean()) for k in (1, 5, 10)}
     return {**recalls, "mrr": float((1 / ranks).mean())}
 

@@ -15,8 +15,8 @@ LOWEST = -1e9
 
 
 @partial(jax.jit, static_argnames="pooling")
-def unit_vectors(states: Any, padding_mask: Any, pooling: Pooling) -> jax.Array:
-    """Returns float32 [N, D] of length 1 from hidden states [N, T, D]; padding takes no part.
+def pooled_states(states: Any, padding_mask: Any, pooling: Pooling) -> jax.Array:
+    """Returns float32 [N, D] of hidden states [N, T, D]; padding takes no part.
 
     Args:
         states: of any float type.
@@ -26,15 +26,21 @@ def unit_vectors(states: Any, padding_mask: Any, pooling: Pooling) -> jax.Array:
     states, real = jnp.asarray(states, jnp.float32), padding_mask[..., None] > 0
     match pooling:
         case "token":
-            pooled = states[:, 0]
+            return states[:, 0]
         case "max":
-            pooled = jnp.where(real, states, LOWEST).max(axis=1)
+            return jnp.where(real, states, LOWEST).max(axis=1)
         case "last":
             last = jnp.max(jnp.arange(states.shape[1]) * padding_mask, axis=1)
-            pooled = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
+            return jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
         case "avg":
             count = jnp.maximum(padding_mask.sum(axis=1, keepdims=True), 1)
-            pooled = jnp.where(real, states, 0).sum(axis=1) / count
+            return jnp.where(real, states, 0).sum(axis=1) / count
+
+
+@partial(jax.jit, static_argnames="pooling")
+def unit_vectors(states: Any, padding_mask: Any, pooling: Pooling) -> jax.Array:
+    """Returns what `pooled_states` does, each vector of length 1."""
+    pooled = pooled_states(states, padding_mask, pooling)
     return pooled / jnp.sqrt(jnp.maximum(jnp.sum(pooled**2, axis=-1, keepdims=True), 1e-24))
 
 
