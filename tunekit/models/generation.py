@@ -9,17 +9,17 @@ compiled for a few sizes of batch and of cache, and the weights are their argume
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 
 from tunekit.errors import ModelError
 from tunekit.methods.intercept import Call, intercept
+from tunekit.models.backbone import Backbone
 from tunekit.models.forward import Forward, Values
 from tunekit.models.inference import slots
 from tunekit.models.key_value_cache import (
@@ -66,13 +66,12 @@ class Generator:
     """
 
     def __init__(self, model: Model) -> None:
-        """Compiles nothing yet.
+        """Compiles nothing yet; what is compiled later stays with the model's graph.
 
         Raises:
-            ModelError: the model has no language head, or an attention of no known kind.
+            ModelError: the model is no causal language model.
         """
         self.model = model
-        self._programs: dict[Hashable, _Programs] = {}
         self._check_writes()
 
     def generate(
@@ -128,7 +127,7 @@ class Generator:
         places: Sequence[int] | None = None,
         every: int = 4,
     ) -> Iterator[list[list[int]]]:
-        """Yields the next tokens of each prompt of one batch, until all have ended.
+        """Returns an iterator over the next tokens of each prompt of a batch, until all have ended.
 
         Args:
             prompts: token ids of each.
@@ -145,45 +144,32 @@ class Generator:
         places = range(len(prompts)) if places is None else places
         self._check(prompts, max_new_tokens, places)
         if not prompts or max_new_tokens < 1:
-            return
+            return iter(())
         programs, values = self._present()
         run = programs.run(prompts, max_new_tokens, places)
-        controls = (sampler or Greedy()).controls()
-        given = run.controls(controls, stop_ids, seed)
-        state, tokens = programs.read(values, run.token_ids, given)
-        done = 1
-        yield _by_row(tokens[:, None], len(prompts))
-        cache = programs.widened(state.cache, run.size)
-        state = state._replace(cache=cache)
-        while done < max_new_tokens and not bool(np.all(state.ended)):
-            count = min(every, _SEGMENT, max_new_tokens - done)
-            state, tokens = programs.write(values, state, given, done, count)
-            yield _by_row(np.asarray(tokens)[:, :count], len(prompts))
-            done += count
+        given = run.controls((sampler or Greedy()).controls(), stop_ids, seed)
+        return programs.pieces(values, run, given, max_new_tokens, min(every, _SEGMENT))
 
     def compiled(self) -> int:
         """Returns the number of passes over the network compiled so far."""
-        return sum(programs.compiled() for programs in self._programs.values())
+        return sum(programs.compiled() for programs in self.model._inference.writers.values())
 
     def _present(self) -> tuple[_Programs, Values]:
         """The programs for the model as it is now, and its values."""
         self._check_writes()
         model, inference = self.model, self.model._inference
         adapters = [adapter for adapter, _ in model.adapters.acting]
-        key = (id(inference), tuple(adapter.parts for adapter in adapters))
-        self._programs = {k: p for k, p in self._programs.items() if p.inference is inference}
-        if key not in self._programs:
-            head = model.backbone.language_head
-            assert head is not None
-            self._programs[key] = _Programs(inference, inference.forward(adapters), head)
-        return self._programs[key], inference.values() | slots(model.adapters.acting)
+        key = tuple(adapter.parts for adapter in adapters)
+        if key not in inference.writers:
+            inference.writers[key] = _Programs(inference.forward(adapters), model.backbone)
+        return inference.writers[key], inference.values() | slots(model.adapters.acting)
 
     def _check_writes(self) -> None:
         model = self.model
-        if model.backbone.language_head is None:
+        if model.backbone.language_head is None or model.backbone.features != "decoder_states":
             raise ModelError(
-                f"the model on '{model.backbone.source}' has no language head, so it writes no "
-                "text: load a causal language model, such as a Llama, Qwen2, Gemma or GPT-2."
+                f"the model on '{model.backbone.source}' is no causal language model, so it writes "
+                "no text: load one, such as a Llama, Mistral, Qwen2, Gemma or GPT-2."
             )
         if model.labels:
             raise ModelError(
@@ -246,9 +232,9 @@ class _Run:
 class _Programs:
     """The passes over one graph with adapters of one shape, compiled once for each size."""
 
-    def __init__(self, inference: Any, forward: Forward, head: keras.layers.Layer) -> None:
-        self.inference = inference
-        self._forward, self._head = forward, head
+    def __init__(self, forward: Forward, backbone: Backbone) -> None:
+        assert backbone.language_head is not None
+        self._forward, self._head = forward, backbone.language_head
         self._attentions: Mapping[str, CachedAttention] = cached_attentions(forward.layers)
         parts = [part for adapter in forward.adapters.values() for part in adapter.parts]
         self._dummies = sum(getattr(part, "prepended", 0) for part in parts)
@@ -274,6 +260,20 @@ class _Programs:
         filled = np.arange(rows) < len(prompts)
         size = _bucket(self._dummies + length + new)
         return _Run(token_ids, lengths, where, filled, self._dummies, size)
+
+    def pieces(
+        self, values: Values, run: _Run, given: Controls, new: int, every: int
+    ) -> Iterator[list[list[int]]]:
+        """Yields up to `new` tokens of each prompt, `every` at a time."""
+        count, done = int(run.filled.sum()), 1
+        state, tokens = self.read(values, run.token_ids, given)
+        yield _by_row(tokens[:, None], count)
+        state = state._replace(cache=self.widened(state.cache, run.size))
+        while done < new and not np.all(state.ended):
+            some = min(every, new - done)
+            state, tokens = self.write(values, state, given, done, some)
+            yield _by_row(tokens, count)
+            done += some
 
     def _longest(self) -> int:
         """Tokens that learned positions reach for."""

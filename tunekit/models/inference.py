@@ -29,6 +29,7 @@ class Inference:
     Attributes:
         variables: of the graph by structural name, without adapters.
         layers: of the graph by structural name; "" is the graph itself.
+        writers: programs that write text (``tunekit.models.generation``), by what is put on it.
     """
 
     def __init__(self, graph: keras.Model) -> None:
@@ -36,6 +37,7 @@ class Inference:
         self._graph = graph
         self.variables: Mapping[str, keras.Variable] = structural_names(graph)
         self.layers: Layers = {"": graph, **layer_names(graph)}
+        self.writers: dict[Hashable, Any] = {}
         self._programs: dict[Hashable, Callable[..., Any]] = {}
 
     def __call__(self, values: Values, inputs: Any, adapters: Sequence[Adapter] = ()) -> Any:

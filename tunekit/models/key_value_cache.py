@@ -22,6 +22,7 @@ from tunekit.methods.intercept import Call, Wrap
 from tunekit.methods.part import Layers
 from tunekit.models.cpu_attention import MASKED
 from tunekit.models.graph import is_attention
+from tunekit.models.sequence_inputs import extra_wraps
 
 Cache = dict[str, tuple[jax.Array, jax.Array]]
 """Keys and values [B, H, S, K] by the attention's structural name, H the heads that differ."""
@@ -31,7 +32,6 @@ _REPEATED = frozenset(
         "llama.llama_attention.LlamaAttention",
         "mistral.mistral_attention.CachedMistralAttention",
         "qwen.qwen_attention.QwenAttention",
-        "qwen3.qwen3_attention.Qwen3Attention",
     )
 )
 """KerasHub 0.32's layers that repeat keys and values for each query head before they meet."""
@@ -176,7 +176,7 @@ def cached_attention(name: str, layer: Any) -> CachedAttention:
         return CachedAttention(layer, 1 / np.sqrt(width), window=window, soft_cap=cap)
     raise ModelError(
         f"generation is not known for '{name}', a {type(layer).__name__}: expected the attention "
-        "of GPT-2, Llama, Mistral, Qwen2, Qwen3 or Gemma. KerasHub's own generate() may know it."
+        "of GPT-2, Llama, Mistral, Qwen2 or Gemma. KerasHub's own generate() may know it."
     )
 
 
@@ -203,22 +203,12 @@ def placed(
     layers: Layers, attentions: Mapping[str, CachedAttention], at: Column
 ) -> dict[Any, Wrap]:
     """Returns interceptions that tell positions and attentions where the token [B, 1] stands."""
-    wraps: dict[Any, Wrap] = {}
-    for layer in layers.values():
-        names = {cls.__name__ for cls in type(layer).__mro__}
-        if names & {"RotaryEmbedding", "PositionEmbedding"}:
-            wraps[layer] = functools.partial(_at_positions, at.positions[:, None])
-    seen = at.seen[:, None].astype("int32")
-    for each in attentions.values():
-        wraps[each.layer] = functools.partial(_with_mask, seen)
-    return wraps
+    mask = at.seen[:, None].astype("int32")
+    masked = {each.layer: functools.partial(_with_mask, mask) for each in attentions.values()}
+    return {**extra_wraps(layers, {"positions": at.positions[:, None]}), **masked}
 
 
 _MULTI_HEAD = keras.layers.MultiHeadAttention
-
-
-def _at_positions(positions: Any, call: Call) -> Call:
-    return lambda x, *args, **kwargs: call(x, positions=positions)
 
 
 def _with_mask(mask: Any, call: Call) -> Call:
