@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunekit.data.examples import Source
+from tunekit.data.pipeline import Columns
 from tunekit.data.sequences import SequenceBatches, buckets
 from tunekit.data.spec import BatchSpec, DataSpec
+from tunekit.data.text_examples import TextSource
 from tunekit.data.text_source import open_text_examples
 from tunekit.errors import DataError, ModelError
 from tunekit.evaluation.retention import (
@@ -78,8 +79,9 @@ class Retention:
         """
         if not budget >= 0:
             raise DataError(f"budget: expected a share of 0 or more, such as 0.05, got {budget}.")
-        most = self.base.retained_loss + math.log1p(budget)
-        return min((row for row in self.rows if row.retained_loss <= most), key=lambda r: r.loss)
+        most = self.base.retained_perplexity * (1 + budget)
+        within = [row for row in self.rows if row.retained_perplexity <= most]
+        return min(within, key=lambda row: row.loss)
 
     def table(self) -> str:
         """Returns one line a row; those on the front are marked with *."""
@@ -155,10 +157,14 @@ def retention(
     model, task, batch, columns = _parts(tuned, task, max_length)
     places = _places(scales)
     dial = _dial(model, places, base)
-    sides = {"data": (data, columns), "retain": (retain, DataSpec())}
+    # As dialogues also plain text is read.
+    sources = {
+        "data": open_text_examples(data, (), columns, task.kind),
+        "retain": open_text_examples(retain, (), DataSpec(), "dialogue"),
+    }
     found = {
-        name: distances(dial, places, _batches(model, task, batch, given, spec), name)
-        for name, (given, spec) in sides.items()
+        name: distances(dial, places, _batches(model, task, batch, source), name)
+        for name, source in sources.items()
     }
     rows = [
         RetentionRow(
@@ -229,11 +235,10 @@ def _dial(model: Model, places: Sequence[float], base: Any) -> Dial:
 
 
 def _batches(
-    model: Model, task: LanguageModelling, batch: BatchSpec, data: Any, spec: DataSpec
-) -> Any:
+    model: Model, task: LanguageModelling, batch: BatchSpec, source: TextSource
+) -> Iterator[Columns]:
     tokenizer, length = tokenizer_of(model), longest(batch, model)
     row_bytes = 4 * length * (model.backbone.vocabulary or len(tokenizer))
-    source = data if isinstance(data, Source) else open_text_examples(data, (), spec, "dialogue")
     return SequenceBatches(
         source,
         task.encoder(tokenizer, length),

@@ -61,8 +61,8 @@ def draw_front(axes: Axes, rows: Rows) -> None:
 def draw_dial(axes: Axes, rows: Rows, *, turns: str) -> None:
     """Draws how far the model is from its base at each place of the dial."""
     plain(axes)
-    scales = [row["scale"] for row in rows]
-    axes.plot(scales, [row["kl"] for row in rows], "o-", color=RATE, ms=5, lw=1.2)
-    axes.set_ylim(bottom=0)
+    scales, kls = [row["scale"] for row in rows], [row["kl"] for row in rows]
+    axes.plot(scales, kls, "o-", color=RATE, ms=5, lw=1.2, clip_on=False)
+    axes.set_ylim(0, 1.08 * max(kls) or 1)
     axes.set_xlabel(f"scale of the {turns}", fontsize=8, color=SOFT)
     axes.set_title("KL(base || model), nats a token", loc="left", fontsize=10, color=INK)

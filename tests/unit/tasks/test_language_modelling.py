@@ -283,6 +283,13 @@ def test_the_loss_of_examples_is_that_of_their_response_tokens(llama, token_loss
     assert (found["examples"], found["examples_without_loss"]) == (2, 0)
 
 
+def test_the_loss_that_the_model_gives_is_that_of_whole_logits(llama, token_losses) -> None:
+    task = LanguageModelling()
+    found = evaluate(task, EXAMPLES, batches(task, EXAMPLES), llama.apply)
+    whole = evaluate(task, EXAMPLES, batches(task, EXAMPLES), token_losses)
+    assert found == {name: pytest.approx(value, rel=1e-5) for name, value in whole.items()}
+
+
 def test_the_training_loss_sums_what_counts_and_nothing_else(token_losses) -> None:
     task = LanguageModelling()
     (batch,) = batches(task, EXAMPLES)
