@@ -32,10 +32,13 @@ def losses_for_logits(layer: keras.Layer, targets: jax.Array, loss_weights: jax.
     """
 
     def wrap(call: Call) -> Call:
-        def losses(hidden: Any) -> jax.Array:
+        def losses(hidden: Any, *args: Any, **kwargs: Any) -> jax.Array:
+            def head(rows: jax.Array) -> Any:
+                return call(rows, *args, **kwargs)
+
             vocabulary = layer.compute_output_shape(hidden.shape)[-1]
             chunk = chunk_tokens(targets.size, vocabulary)
-            return token_losses(call, hidden, targets, loss_weights, chunk)
+            return token_losses(head, hidden, targets, loss_weights, chunk)
 
         return losses
 
