@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -177,15 +177,17 @@ class Tokenizer:
     ) -> Encoded:
         """Returns the tokens of words that are split already.
 
-        Its `word_ids` are numbers in `words`, its `offsets` places in the words joined by spaces;
-        a word of which the tokenizer keeps nothing (a zero-width space) has no piece.
+        Its `word_ids` are numbers in `words`, -1 for a space alone; its `offsets` are places in
+        the words joined by spaces. A word of which the tokenizer keeps nothing, such as a
+        zero-width space, has no piece.
         """
-        ends = np.cumsum([len(word) + 1 for word in words])
+        spaces = np.cumsum([len(word) + 1 for word in words]) - 1
         found = self.encode(" ".join(words), special=special, max_length=max_length)
         # The last character: the first may be the space before the word.
-        owners = np.searchsorted(ends, found.offsets[:, 1] - 1, side="right")
-        word_ids = np.where(found.special, -1, owners).astype(np.int32)
-        return Encoded(**{**vars(found), "word_ids": word_ids})
+        last = found.offsets[:, 1] - 1
+        is_word = ~found.special & ~np.isin(last, spaces)
+        owners = np.where(is_word, np.searchsorted(spaces, last), -1).astype(np.int32)
+        return replace(found, word_ids=owners)
 
     def windows(self, first: str, second: str, *, max_length: int, stride: int) -> list[Encoded]:
         """Returns `first` with each piece of a long `second`, of `max_length` tokens at most.
