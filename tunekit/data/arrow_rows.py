@@ -25,7 +25,7 @@ class ArrowRows:
     """Rows of a table in Arrow's memory, or mapped from disk."""
 
     table: Any
-    file_name: str
+    place: str
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ class ArrowRows:
 
     def name(self, index: int) -> str:
         """Returns "file, row index"."""
-        return f"{self.file_name}, row {index}"
+        return f"{self.place}, row {index}"
 
 
 def parquet_rows(path: Path) -> ArrowRows:

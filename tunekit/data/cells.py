@@ -51,8 +51,12 @@ def label_names(cell: Any, separator: str, declared: Names, wanted: Names = ()) 
         parts = [part.strip() for part in cell.split(separator)]
     elif not isinstance(cell, (list, tuple)):
         parts = [cell]
-    names = [one_name(part, declared, wanted) for part in parts]
-    return tuple(dict.fromkeys(name for name in names if name is not None))
+    found = [one_name(part, declared, wanted) for part in parts]
+    names = sorted(name for name in found if name is not None)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:  # as in [0, 1, 0], which does not name labels
+        raise BadRow(f"the label {twice!r} twice; expected the names of the labels that hold")
+    return tuple(names)
 
 
 def one_name(part: Any, declared: Names, wanted: Names = ()) -> str | None:

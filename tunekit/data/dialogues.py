@@ -128,9 +128,9 @@ def _message(turn: Any, place: str) -> Message:
 def _content(value: Any, place: str) -> str:
     if isinstance(value, (list, tuple)):  # parts, as in OpenAI's form
         texts = [part.get("text") if isinstance(part, Mapping) else part for part in value]
-        if not all(isinstance(text, str) for text in texts):
+        value = "".join(text for text in texts if isinstance(text, str))
+        if None in texts:
             raise BadRow(f"{place} holds parts that are no text")
-        value = "".join(texts)
     if value is not None and not isinstance(value, str):
         raise BadRow(f"expected text in {place!r}, got {described(value)}")
     if value is None or not value.strip():

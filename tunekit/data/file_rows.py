@@ -36,7 +36,7 @@ class FileRows:
             index.extend(place)
         self._places = np.array(index, np.int64).reshape(-1, 3)
         self._parse = parse
-        self._file_name = path.name
+        self.place = path.name
         self._descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
         self.class_names: Mapping[str, tuple[str, ...]] = {}
@@ -55,7 +55,7 @@ class FileRows:
 
     def name(self, index: int) -> str:
         """Returns "file:line"."""
-        return f"{self._file_name}:{self._places[index, 2]}"
+        return f"{self.place}:{self._places[index, 2]}"
 
 
 def jsonl_rows(path: Path) -> FileRows:

@@ -94,6 +94,19 @@ def label_issues(splits: Splits, spec: DataSpec) -> list[Issue]:
     return issues
 
 
+def model_label_issues(source: Source, labels: Sequence[str]) -> list[Issue]:
+    """Returns an issue where the labels to evaluate on are not those of the model."""
+    strangers = [name for name in source.label_names if name not in labels]
+    if strangers:
+        hints = [f"{name!r}.{did_you_mean(name, labels)}".rstrip(".") for name in strangers]
+        message = f"labels not among the model's ({listed(labels)}): {listed(hints)}"
+        return [Issue("data", message)]
+    if source.label_names != tuple(labels):
+        expected = f"expected the model's label names {listed(labels)} in this order"
+        return [Issue("data", f"{expected}, got {listed(source.label_names)}")]
+    return []
+
+
 def count_issues(splits: Splits) -> list[Issue]:
     """Returns issues where a split has no examples, or a label of train none."""
     issues = [

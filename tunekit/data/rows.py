@@ -20,6 +20,11 @@ class Rows(Protocol):
     """The rows of one split, in order; threads may read them at once."""
 
     @property
+    def place(self) -> str:
+        """What messages call all of them: their file."""
+        ...
+
+    @property
     def class_names(self) -> Mapping[str, tuple[str, ...]]:
         """Names of the numbers in a column, where the format gives them."""
         ...
@@ -60,13 +65,19 @@ class ListRows:
 
 @dataclass(frozen=True)
 class JoinedRows:
-    """Rows of several files, one after the other."""
+    """Rows of several files, or what is read of them, one after the other."""
 
     parts: tuple[Any, ...]
+    """`Rows`, or what else has their length, `read` and `name`."""
 
     @cached_property
     def _ends(self) -> np.ndarray:
         return np.cumsum([len(part) for part in self.parts])
+
+    @property
+    def place(self) -> str:
+        """What messages call the first file."""
+        return self.parts[0].place
 
     @property
     def class_names(self) -> Mapping[str, tuple[str, ...]]:
@@ -77,8 +88,8 @@ class JoinedRows:
         """Returns the number of rows of all files."""
         return int(self._ends[-1])
 
-    def read(self, index: int) -> Row:
-        """Returns a row. Raises BadRow."""
+    def read(self, index: int) -> Any:
+        """Returns what the part of this row reads. Raises BadRow."""
         part, inside = self._find(index)
         return part.read(inside)
 

@@ -20,7 +20,12 @@ from tunekit.data.examples import (
     scan_source,
 )
 from tunekit.data.image_folder import find_image_folder, find_image_folders
-from tunekit.data.preflight import drop_damaged, preflight, too_few_to_split
+from tunekit.data.preflight import (
+    drop_damaged,
+    model_label_issues,
+    preflight,
+    too_few_to_split,
+)
 from tunekit.data.spec import DataSpec
 from tunekit.data.stratify import draw, split
 from tunekit.errors import DataError, Issue, did_you_mean
@@ -89,14 +94,7 @@ def open_examples(data: Any, labels: Sequence[str], spec: DataSpec) -> Source:
         issues += found.issues
         source = _bind({"train": found}, spec)["train"]
     source = _kept(source, "data", replace(spec, max_examples=None), seed=0)
-    strangers = [name for name in source.label_names if name not in labels]
-    if strangers:
-        hints = [f"{name!r}.{did_you_mean(name, labels)}".rstrip(".") for name in strangers]
-        message = f"labels not among the model's ({listed(labels)}): {listed(hints)}"
-        issues.append(Issue("data", message))
-    elif source.label_names != tuple(labels):
-        expected = f"expected the model's label names {listed(labels)} in this order"
-        issues.append(Issue("data", f"{expected}, got {listed(source.label_names)}"))
+    issues += model_label_issues(source, labels)
     if not len(source):
         issues.append(Issue("data", "has no examples"))
     damaged = [f"{name} ({scan.damage})" for name, scan in scan_source(source) if scan.damage]

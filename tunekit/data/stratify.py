@@ -28,13 +28,13 @@ def draw(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def split(
-    labels: np.ndarray, digests: Sequence[str], fraction: float, seed: int
+    labels: np.ndarray, digests: Sequence[str] | np.ndarray, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the sorted indices of a training and of a held-out part.
 
     Each label gives the held-out part its fraction, at least one example and never all; a label
     with one example stays in training. Examples of one digest stay together, so that no copy of a
-    training image is validated on.
+    training example is validated on.
 
     Args:
         labels: int [N] or multi-hot [N, C].
@@ -43,23 +43,20 @@ def split(
         seed: fixes the split.
     """
     rng = np.random.default_rng(seed)
-    stratum = strata(labels)
-    held_out = np.zeros(len(labels), bool)
-    first = {digest: i for i, digest in reversed(list(enumerate(digests)))}
+    _, first, group, size = np.unique(
+        np.asarray(digests), return_index=True, return_inverse=True, return_counts=True
+    )
     # Copies under other labels follow the first one's stratum.
-    stratum = stratum[[first[digest] for digest in digests]]
+    stratum = strata(labels)[first][group]
+    appearance = np.argsort(first)
+    chosen = np.zeros(len(first), bool)
     for value in np.unique(stratum):
-        groups: dict[str, list[int]] = {}
-        for i in np.flatnonzero(stratum == value):
-            groups.setdefault(digests[int(i)], []).append(int(i))
-        total = sum(map(len, groups.values()))
+        members = appearance[stratum[first[appearance]] == value]
+        total = int(size[members].sum())
         wanted = min(max(round(fraction * total), 1), total - 1)
-        members = list(groups.values())
-        for position in rng.permutation(len(members))[:-1]:
-            if wanted <= 0:
-                break
-            held_out[members[position]] = True
-            wanted -= len(members[position])
+        drawn = members[rng.permutation(len(members))[:-1]]
+        chosen[drawn[np.cumsum(size[drawn]) - size[drawn] < wanted]] = True
+    held_out = chosen[group]
     if labels.ndim == 2:
         for column in labels.T > 0:
             if column.any() and not column[~held_out].any():

@@ -208,16 +208,23 @@ def _spans(cell: Any, context: str) -> list[tuple[str, int]]:
         texts, starts = cell.get("text", []), cell.get("answer_start")
         if isinstance(texts, str):
             texts, starts = [texts], [starts]
-        pairs = list(zip(texts, starts or [None] * len(texts), strict=False))
+        starts = [None] * len(texts) if starts is None else starts
+        if len(texts) != len(starts):
+            raise BadRow(f"{len(texts)} answers, but {len(starts)} starts")
+        pairs = list(zip(texts, starts, strict=True))
     elif isinstance(cell, str):
         pairs = [(cell, None)] if cell.strip() else []
-    else:
+    elif cell is None or isinstance(cell, (list, tuple)):
         pairs = [_span(answer) for answer in cell or ()]
+    else:
+        raise BadRow(f"expected answers with text and answer_start, got {described(cell)}")
     found: list[tuple[str, int]] = []
     for text, start in pairs:
         if not isinstance(text, str) or not text:
             raise BadRow(f"expected an answer's text, got {described(text)}")
-        start = context.find(text) if start is None else int(start)
+        start = context.find(text) if start is None else start
+        if not isinstance(start, int):
+            raise BadRow(f"expected the character where an answer starts, got {described(start)}")
         if start < 0:
             raise BadRow(f"the answer {described(text)} does not occur in the context")
         stands = context[start : start + len(text)]

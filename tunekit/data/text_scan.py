@@ -45,6 +45,11 @@ class Scan:
     """Name and reason of the first rows that cannot be used."""
     bad_count: int
 
+    @property
+    def unlabelled(self) -> bool:
+        """Whether none can be used, for want of labels alone: a test set that keeps them secret."""
+        return not len(self.places) and all(reason == "no label" for _, reason in self.bad)
+
     def issues(self, where: str) -> list[Issue]:
         """Returns an issue that lists the rows that cannot be used."""
         if not self.bad_count:
@@ -60,19 +65,18 @@ class Scan:
         return [Issue(where, message)]
 
 
-def scan(rows: Rows, kind: TextKind, spec: DataSpec, place: str) -> Scan:
+def scan(rows: Rows, kind: TextKind, spec: DataSpec) -> Scan:
     """Returns what is known of the rows after reading each of them once.
 
     Args:
         rows: of one split.
         kind: what they are to become.
         spec: names columns; others are found by their names.
-        place: what messages call the rows.
 
     Raises:
         DataError: a column is not there or ambiguous.
     """
-    columns = Columns(columns_of(rows), place)
+    columns = Columns(columns_of(rows), rows.place)
     readings = Readings(rows, reader(kind, columns, spec, rows.class_names))
     if columns.issues and columns.there:
         raise data_error(columns.issues)

@@ -12,7 +12,7 @@ import numpy as np
 
 from tunekit.data.examples import Splits, data_error, in_order, listed
 from tunekit.data.mixture import mixed
-from tunekit.data.preflight import too_few_to_split
+from tunekit.data.preflight import model_label_issues, too_few_to_split
 from tunekit.data.rows import Rows
 from tunekit.data.spec import DataSpec
 from tunekit.data.stratify import draw, split
@@ -46,9 +46,8 @@ def open_text(data: Any, spec: DataSpec, kind: TextKind, *, seed: int) -> Splits
     """
     seed = seed if spec.split_seed is None else spec.split_seed
     issues: list[Issue] = []
-    if isinstance(data, (Splits, TextSource)):
-        sources = dict(data.items()) if isinstance(data, Splits) else {"train": data}
-    else:
+    sources = _given(data)
+    if not sources:
         scans = _scans(spec.path if data is None else data, spec, kind, issues)
         sources = _bound(scans, spec, kind)
     if "train" not in sources:
@@ -59,7 +58,7 @@ def open_text(data: Any, spec: DataSpec, kind: TextKind, *, seed: int) -> Splits
         issues += too_few_to_split(sources["train"]) if kind == "labelled" else []
         sources |= _held_out(sources["train"], spec.validation_fraction, seed)
     issues += check_texts(sources, spec)
-    if spec.mix and not issues:
+    if spec.mix and not issues and not isinstance(data, Splits):  # those were mixed before
         judged = [one.digests for name, one in sources.items() if name != "train"]
         others = [_mixed_in(i, spec, sources["train"], issues) for i in range(len(spec.mix))]
         weights = [one.weight for one in spec.mix]
@@ -84,23 +83,36 @@ def open_text_examples(
     Raises:
         DataError: lists everything that is wrong with the data.
     """
+    if kind not in ("labelled", "tagged"):
+        labels = ()  # The outputs of other tasks have names too, which no row does.
     spec = replace(spec, labels=tuple(labels) or None, train=None, validation=None, test=None)
     issues: list[Issue] = []
     if isinstance(data, TextSource):
         source = data
     else:
-        scanned = _scan(_one(data, spec, kind, "data"), spec, kind, "data", issues)
+        scanned = scan(_one(data, spec, kind, "data"), kind, spec)
+        _tell(scanned, spec, "data", issues)
         source = _bound({"train": scanned}, spec, kind)["train"]
-    strangers = [name for name in source.label_names if name not in labels]
-    if strangers:
-        hints = [f"{name!r}.{did_you_mean(name, labels)}".rstrip(".") for name in strangers]
-        message = f"labels not among the model's ({listed(labels)}): {listed(hints)}"
-        issues.append(Issue("data", message))
+    issues += model_label_issues(source, labels)
     if not len(source) and not issues:
         issues.append(Issue("data", "has no examples"))
     if issues:
         raise data_error(issues)
     return source
+
+
+def _given(data: Any) -> dict[str, TextSource]:
+    """Returns the sources that the data are, by split; empty where they are to be opened."""
+    if isinstance(data, Splits):
+        data = dict(data.items())
+    if isinstance(data, TextSource):
+        data = {"train": data}
+    if not isinstance(data, Mapping):
+        return {}
+    found = {name: one for name, one in data.items() if isinstance(one, TextSource)}
+    return (
+        {_split_name(name): one for name, one in found.items()} if len(found) == len(data) else {}
+    )
 
 
 def _scans(data: Any, spec: DataSpec, kind: TextKind, issues: list[Issue]) -> dict[str, Scan]:
@@ -113,7 +125,14 @@ def _scans(data: Any, spec: DataSpec, kind: TextKind, issues: list[Issue]) -> di
         rows = path_rows(data, spec, tagged=kind == "tagged")
     else:
         rows = {"train": value_rows(data, kind, "data")}
-    return {name: _scan(one, spec, kind, f"data.{name}", issues) for name, one in rows.items()}
+    scans = {name: scan(one, kind, spec) for name, one in rows.items()}
+    for name in [name for name, found in scans.items() if found.unlabelled and name != "train"]:
+        del scans[name]
+        message = f"data.{name}: none of its {len(rows[name])} rows has a label, so it is not used"
+        warnings.warn(message, stacklevel=3)
+    for name, found in scans.items():
+        _tell(found, spec, f"data.{name}", issues)
+    return scans
 
 
 def _one(data: Any, spec: DataSpec, kind: TextKind, where: str) -> Rows:
@@ -126,16 +145,14 @@ def _one(data: Any, spec: DataSpec, kind: TextKind, where: str) -> Rows:
     return found["train"]
 
 
-def _scan(rows: Rows, spec: DataSpec, kind: TextKind, where: str, issues: list[Issue]) -> Scan:
-    """Returns the scan of a split; of its bad rows adds an issue, or warns that it skips them."""
-    found = scan(rows, kind, spec, rows.name(0).rsplit(":", 1)[0])
+def _tell(found: Scan, spec: DataSpec, where: str, issues: list[Issue]) -> None:
+    """Adds an issue of the rows that cannot be read, or warns that they are skipped."""
     if found.bad_count and spec.on_unreadable == "error":
         issues += found.issues(where)
     elif found.bad_count:
         reasons = listed([f"{name} ({reason})" for name, reason in found.bad])
-        count = f"skipped {found.bad_count} of {len(rows)} rows that cannot be read"
+        count = f"skipped {found.bad_count} of {len(found.rows)} rows that cannot be read"
         warnings.warn(f"{where}: {count}: {reasons}", stacklevel=4)
-    return found
 
 
 def _bound(scans: dict[str, Scan], spec: DataSpec, kind: TextKind) -> dict[str, TextSource]:
@@ -166,7 +183,7 @@ def _drawn(source: TextSource, count: int, seed: int) -> TextSource:
 
 
 def _held_out(train: TextSource, fraction: float, seed: int) -> dict[str, TextSource]:
-    kept, held_out = split(_strata(train), train.digests.tolist(), fraction, seed)
+    kept, held_out = split(_strata(train), train.digests, fraction, seed)
     if not len(held_out):
         return {}
     return {"train": train.select(kept), "validation": train.select(held_out)}
@@ -178,7 +195,8 @@ def _mixed_in(index: int, spec: DataSpec, train: TextSource, issues: list[Issue]
     names = train.label_names or None
     own = DataSpec(labels=names, on_unreadable=spec.on_unreadable)
     rows = path_rows(spec.mix[index].path, own, tagged=train.kind == "tagged")["train"]
-    found = _scan(rows, own, train.kind, where, issues)
+    found = scan(rows, train.kind, own)
+    _tell(found, spec, where, issues)
     strangers = sorted(found.names - set(train.label_names))
     if strangers:
         message = f"labels not among those of train ({listed(train.label_names)}): "
