@@ -21,6 +21,7 @@ from tunekit.errors import ModelError
 from tunekit.methods.intercept import intercept
 from tunekit.methods.spec import LoRA, PrefixTuning, PromptTuning
 from tunekit.models.hub import keras_hub
+from tunekit.models.initialisation import without_values
 from tunekit.models.loading import load_model
 from tunekit.models.remat import rematerialised
 from tunekit.models.sequence_inputs import check_packable
@@ -120,16 +121,14 @@ def test_rows_share_texts_and_hold_them_all():
     assert packed["loss_weights"].sum() == single["loss_weights"].sum()
 
 
-@pytest.mark.parametrize(
-    "name", ["llama", "mistral", "qwen2", "gemma", "gpt2", "bert-masked-lm", "roberta-masked-lm"]
-)
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma", "gpt2", "bert-masked-lm"])
 def test_packed_equals_unpacked(name, model_of):
     forward = model_of(name).forward()
     assert_equal(gradients(forward, batch(Packing(ROW))), gradients(forward, batch()))
 
 
 def test_packed_equals_unpacked_under_a_lora_of_all_linears(model_of):
-    model = model_of("llama-untied")
+    model = model_of("qwen2")
     put(LoRA(rank=2, targets="linear"), model, seed=1)
     forward = model.forward()
     rng = np.random.default_rng(5)
@@ -181,13 +180,13 @@ def test_networks_of_kerashub_that_can_be_packed(name):
     [
         ("Bloom", {"num_heads": 2}, "BloomDecoder"),
         ("FNet", {}, "FNetEncoder"),
-        ("DebertaV3", {"num_heads": 2}, "RelativeEmbedding"),
     ],
 )
 def test_networks_that_cannot_be_packed_are_named(family, options, layer):
-    body = getattr(keras_hub().models, f"{family}Backbone")(
-        vocabulary_size=13, num_layers=1, hidden_dim=8, intermediate_dim=12, **options
-    )
+    with without_values():
+        body = getattr(keras_hub().models, f"{family}Backbone")(
+            vocabulary_size=13, num_layers=1, hidden_dim=8, intermediate_dim=12, **options
+        )
     with pytest.raises(ModelError, match=rf"a {layer}, cannot .* Set batch.packing: false"):
         check_packable(layer_names(body))
 

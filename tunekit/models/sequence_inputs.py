@@ -82,14 +82,8 @@ def extra_wraps(layers: Layers, extras: Mapping[str, jax.Array]) -> dict[keras.L
         wraps |= _placed(layers, extras["positions"])
     if "documents" in extras:
         wraps |= _apart(layers, extras["documents"])
-    if "targets" in extras:
-        head = layers.get(f"heads/{LANGUAGE_HEAD}")
-        if head is None:
-            raise ModelError(
-                "targets are given, and this model has no language head whose losses they would "
-                "be of; load it for a task of language modelling."
-            )
-        wraps[head] = losses_for_logits(head, extras["targets"], extras["loss_weights"])
+    if "targets" in extras or "loss_weights" in extras:
+        wraps |= _losses(layers, extras)
     return wraps
 
 
@@ -162,6 +156,18 @@ def _apart(layers: Layers, documents: jax.Array) -> dict[keras.Layer, Wrap]:
         return within_documents
 
     return {layer: wrap for layer in layers.values() if type(layer).__name__ in _ATTENTIONS}
+
+
+def _losses(layers: Layers, extras: Mapping[str, jax.Array]) -> dict[keras.Layer, Wrap]:
+    if not {"targets", "loss_weights"} <= extras.keys():
+        raise ModelError("a batch has both or neither of the columns targets and loss_weights.")
+    head = layers.get(f"heads/{LANGUAGE_HEAD}")
+    if head is None:
+        raise ModelError(
+            "targets are given, and this model has no language head whose losses they would be "
+            "of; load it for a task of language modelling."
+        )
+    return {head: losses_for_logits(head, extras["targets"], extras["loss_weights"])}
 
 
 def _check_length(length: int, column: jax.Array) -> None:
