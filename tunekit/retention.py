@@ -31,7 +31,7 @@ from tunekit.report.retention_plot import plot_retention
 from tunekit.result import Result
 from tunekit.tasks.language_modelling import LanguageModelling
 from tunekit.tasks.likelihood import perplexity
-from tunekit.text_answers import longest, tokenizer_of
+from tunekit.text_answers import longest
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 _LOGIT_BYTES = 256 << 20
@@ -137,8 +137,8 @@ def retention(
 ) -> Retention:
     """Returns what a tuned language model lost of the old for the new; the model stays as it is.
 
-    Where adapters act, the dial scales them; where all was trained, it goes along the line between
-    the weights before and after.
+    Where adapters act, the dial scales them, and what was trained beside them stays as it is; where
+    the network itself was trained, it goes along the line between the weights before and after.
 
     Args:
         tuned: a result or a model.
@@ -237,7 +237,7 @@ def _dial(model: Model, places: Sequence[float], base: Any) -> Dial:
 def _batches(
     model: Model, task: LanguageModelling, batch: BatchSpec, source: TextSource
 ) -> Iterator[Columns]:
-    tokenizer, length = tokenizer_of(model), longest(batch, model)
+    tokenizer, length = model.backbone.text_tokenizer(), longest(batch, model)
     row_bytes = 4 * length * (model.backbone.vocabulary or len(tokenizer))
     return SequenceBatches(
         source,

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from tunekit.data.examples import Source
-from tunekit.errors import DataError, ModelError
+from tunekit.errors import DataError
 from tunekit.models.model import Model
 from tunekit.names import structural_names
 from tunekit.tasks.language_modelling import LanguageModelling, Question
@@ -121,13 +121,11 @@ def questions(
         model: whose tokenizer is used.
         count: how many.
         longest: in tokens; longer prompts are passed over.
+
+    Raises:
+        ModelError: the model has no tokenizer.
     """
-    tokenizer = model.backbone.tokenizer
-    if tokenizer is None:
-        raise ModelError(
-            f"the model on '{model.backbone.source}' came without a tokenizer, so it cannot be "
-            "asked in words. Load it from a folder with tokenizer.json, or from a GGUF file."
-        )
+    tokenizer = model.backbone.text_tokenizer()
     found: dict[tuple[int, ...], list[Question]] = {}
     for index in range(len(source)):
         question = task.question(source[index], tokenizer)

@@ -121,7 +121,7 @@ def test_few_questions_are_spread_over_the_source_and_long_ones_left_out(llama) 
 
 def test_a_model_without_a_tokenizer_cannot_be_asked(llama) -> None:
     silent = Model(replace(llama.backbone, tokenizer=None))
-    with pytest.raises(ModelError, match="came without a tokenizer"):
+    with pytest.raises(ModelError, match="reads no text"):
         questions(LanguageModelling(), SOURCE, silent, 1)
 
 

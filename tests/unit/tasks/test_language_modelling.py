@@ -301,6 +301,17 @@ def test_the_training_loss_sums_what_counts_and_nothing_else(token_losses) -> No
     assert float(weight) == found["tokens"]
 
 
+def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity() -> None:
+    # A mean over all positions, padding and prompts included, would be far less.
+    task = LanguageModelling()
+    (batch,) = batches(task, EXAMPLES)
+    losses = np.where(batch["loss_weights"] > 0, np.log(99), 0.0)
+    total, weight = task.loss(jnp.asarray(losses), batch)
+    assert float(total) / float(weight) == pytest.approx(np.log(99), rel=1e-6)
+    found = evaluate(task, EXAMPLES, [batch], lambda inputs: losses)
+    assert found["perplexity"] == pytest.approx(99, rel=1e-6)
+
+
 def test_an_example_without_loss_is_counted_and_changes_nothing(token_losses) -> None:
     task = LanguageModelling()
     source = [EXAMPLES[0], dialogue("a prompt " * 9, "yes")]
