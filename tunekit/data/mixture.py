@@ -9,6 +9,7 @@ import numpy as np
 
 from tunekit.data.rows import JoinedRows
 from tunekit.data.text_examples import TextSource
+from tunekit.errors import DataError
 
 # Keeps the draw apart from other streams of the same seed.
 _DRAW = 3
@@ -31,13 +32,18 @@ def mixed(
         weights: one for each of them, above 0.
         judged: digests of the examples that are evaluated on, which are never drawn.
         seed: fixes the draw.
+
+    Raises:
+        DataError: all examples of a source are evaluated on.
     """
     parts = [data]
     held = np.concatenate([np.zeros(0, np.uint64), *judged])
     for number, (source, weight) in enumerate(zip(others, weights, strict=True)):
         fresh = np.flatnonzero(~np.isin(source.digests, held))
         if not len(fresh):
-            continue
+            raise DataError(
+                f"data.mix[{number}]: all {len(source)} examples are evaluated on; mix in others"
+            )
         count = round(weight * len(data))
         rng = np.random.default_rng((seed, _DRAW, number))
         rounds = [rng.permutation(fresh) for _ in range(-(-count // len(fresh)))]

@@ -99,7 +99,7 @@ def _of_columns(there: tuple[str, ...], spec: DataSpec) -> TextKind | None:
     def has(*parts: str) -> bool:
         return all(columns.guess(part) for part in parts)
 
-    label = spec.label_column in there
+    label = spec.label_column in there or spec.label_column != DataSpec().label_column
     text = spec.text_column in there or has("text") or bool(columns.pair())
     if has("messages") or spec.prompt_column or spec.response_column:
         return "dialogue"
@@ -111,7 +111,7 @@ def _of_columns(there: tuple[str, ...], spec: DataSpec) -> TextKind | None:
         return "labelled"
     if has("prompt", "response"):
         return "dialogue"
-    if text and (spec.text_column or has("label")):
+    if text and has("label"):
         return "labelled"
     return "plain" if text else None
 

@@ -203,7 +203,8 @@ def _mixed_in(index: int, spec: DataSpec, train: TextSource, issues: list[Issue]
         issues.append(Issue(where, message + listed(strangers)))
     if found.several and not train.multi_label:
         issues.append(Issue(where, "examples have several labels where train has one label"))
-    return source_of(found, train.kind, train.label_names, multi_label=train.multi_label)
+    several = train.multi_label or found.several
+    return source_of(found, train.kind, train.label_names, multi_label=several)
 
 
 def _split_name(name: Any) -> str:
