@@ -103,7 +103,7 @@ def _of_columns(there: tuple[str, ...], spec: DataSpec) -> TextKind | None:
     text = spec.text_column in there or has("text") or bool(columns.pair())
     if has("messages") or spec.prompt_column or spec.response_column:
         return "dialogue"
-    if has("words", "tags"):
+    if has("words", "tags") and not (text and label):
         return "tagged"
     if has("question", "context") and columns.guess("answers")[:1] == ["answers"]:
         return "answers"

@@ -104,7 +104,9 @@ def text_rows(path: str | Path, spec: DataSpec) -> dict[str, Rows]:
         if (found := getattr(getattr(feature, "feature", feature), "names", None))
     }
     return {
-        name: ListRows(_Decoded(_records(builder, split, {})), builder.info.full_name, names)
+        name: ListRows(
+            _Decoded(_records(builder, split, {})), f"{builder.info.full_name} {split}", names
+        )
         for name, split in splits.items()
     }
 

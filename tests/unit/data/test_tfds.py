@@ -54,6 +54,19 @@ def test_split_without_labels_is_left_out_with_a_warning(opened):
     assert message == "data.test: no example of 'test' has a label, so it is not used"
 
 
+def test_texts_are_read_with_the_names_of_their_classes(opened):
+    found = opened["texts"]
+    assert found["names"] == ["dog", "cat"] and found["kind"] == "labelled"
+    assert found["examples"] == [[f"café {i} of 6", i % 2] for i in range(6)]
+    assert found["words"] == ["é", "b"] and found["id"].startswith("reviews/1.0.0 train[")
+    (message,) = found["warnings"]
+    assert message == "data.test: none of its 2 rows has a label, so it is not used"
+
+
+def test_a_dataset_of_images_is_no_texts(opened):
+    assert opened["no texts"]["kind"] is None
+
+
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
@@ -63,6 +76,7 @@ def test_split_without_labels_is_left_out_with_a_warning(opened):
             "has no feature 'labels'. Did you mean 'label'? Its features: image, label",
         ),
         ("wrong split", "data.validation: no split 'tets'. Did you mean 'test'? It has"),
+        ("texts of a wrong split", "data.train: no split 'tran'. Did you mean 'train'? It has"),
         ("wrong name", "tfds has no dataset 'mnits'. Did you mean 'mnist'"),
     ],
 )

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 
 from tunekit.data.source import open_data
 from tunekit.data.spec import DataSpec
+from tunekit.data.text_source import open_text, recognised
 from tunekit.errors import DataError
 
 
@@ -54,6 +55,27 @@ class Tags(Pets):
         return list(range(i % 3))
 
 
+class Reviews(Pets):
+    """Six texts, their words, and two without labels."""
+
+    def _info(self):
+        features = {
+            "text": tfds.features.Text(),
+            "label": self.label,
+            "words": tfds.features.Sequence(tfds.features.Text()),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            row = {
+                "text": f"café {i} of {count}",
+                "label": self.value(i, count),
+                "words": ["é", "b"],
+            }
+            yield i, row
+
+
 def prepared(builder, folder: Path, file_format: str) -> str:
     made = builder(data_dir=str(folder / file_format), file_format=file_format)
     made.download_and_prepare()
@@ -79,9 +101,28 @@ def described(path: str, **fields) -> dict:
     }
 
 
+def read(path: str, **fields) -> dict:
+    spec = DataSpec(validation_fraction=0, **fields)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train = open_text(path, spec, "labelled", seed=0).train
+    except DataError as error:
+        return {"error": str(error)}
+    return {
+        "names": train.label_names,
+        "examples": sorted((train[i]["text"], train[i]["label"]) for i in range(len(train))),
+        "id": train[0]["id"],
+        "words": train.rows.rows.read(0)["words"],
+        "kind": recognised(path, spec),
+        "warnings": [str(w.message) for w in caught if w.category is UserWarning],
+    }
+
+
 def main(folder: Path) -> None:
     pets = prepared(Pets, folder, "array_record")
     records = prepared(Pets, folder, "tfrecord")
+    reviews = prepared(Reviews, folder, "tfrecord")
     found = {
         "array_record": described(pets),
         "name": described("tfds:pets:1.0.0", train="train[:4]"),
@@ -89,6 +130,9 @@ def main(folder: Path) -> None:
         "tfrecord": described(records),
         "tags": described(prepared(Tags, folder, "array_record")),
         "two datasets": described(str(folder / "array_record")),
+        "texts": read(reviews),
+        "texts of a wrong split": read(reviews, train="tran"),
+        "no texts": {"kind": recognised(pets, DataSpec())},
         "wrong column": described(pets, label_column="labels"),
         "wrong split": described(pets, validation="tets"),
         "wrong name": described("tfds:mnits"),
