@@ -8,7 +8,7 @@ reaches.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -92,9 +92,16 @@ def decoder_layers(family: str) -> tuple[Any, Any]:
 
 
 def preset_names() -> list[str]:
-    """Returns the names of the image backbones that KerasHub knows how to fetch."""
+    """Returns the names of the backbones of images that KerasHub knows how to fetch."""
     models = keras_hub().models
     return sorted({*models.ImageClassifier.presets, *models.DINOV2Backbone.presets})
+
+
+def text_preset_names() -> list[str]:
+    """Returns the names of the backbones of texts that KerasHub knows how to fetch."""
+    models = keras_hub().models
+    tasks = (models.CausalLM, models.MaskedLM, models.TextClassifier, models.TextEmbedder)
+    return sorted({name for task in tasks for name in task.presets})
 
 
 def load_preset(name: str, spec: BackboneSpec, *, seed: int) -> Backbone:
@@ -248,7 +255,7 @@ def patch_grid(size: tuple[int, int], patch: int | tuple[int, int]) -> tuple[int
 def _read(name: str, spec: BackboneSpec, seed: int) -> keras.Model:
     """The preset as KerasHub reads it: a classifier if it holds one, else a backbone."""
     models = keras_hub().models
-    known = preset_names()
+    known = [*preset_names(), *text_preset_names()]
     is_folder = Path(name).is_dir()
     if not is_folder and "://" not in name and name not in known:
         raise ModelError(
@@ -257,17 +264,37 @@ def _read(name: str, spec: BackboneSpec, seed: int) -> keras.Model:
         )
     from keras_hub.src.utils.preset_utils import check_file_exists
 
+    def read() -> Any:
+        has_task = check_file_exists(name, "task.json")
+        reader = models.ImageClassifier if has_task else models.Backbone
+        return reader.from_preset(name, load_weights=spec.pretrained, dtype=spec.dtype)
+
+    return preset_by(read, name, spec, seed)
+
+
+def preset_by(
+    read: Callable[[], keras.Model], name: str, spec: BackboneSpec, seed: int
+) -> keras.Model:
+    """Returns the preset that `read` reads, every weight of its backbone in its place.
+
+    Args:
+        read: builds it and loads it.
+        name: of the preset, or its folder.
+        spec: how it is built.
+        seed: of fresh weights.
+
+    Raises:
+        ModelError: it cannot be fetched, or lacks files or weights.
+    """
     fill = without_values() if spec.pretrained else seeded(seed)
     try:
         with tensorflow_hidden(), fill as placeholders:
-            has_task = check_file_exists(name, "task.json")
-            reader = models.ImageClassifier if has_task else models.Backbone
-            preset = reader.from_preset(name, load_weights=spec.pretrained, dtype=spec.dtype)
+            preset: Any = read()
     except Exception as error:
         cause = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         advice = (
-            "The folder is no complete KerasHub preset of an image classifier or backbone."
-            if is_folder
+            "The folder is no complete KerasHub preset."
+            if Path(name).is_dir()
             else "It is fetched over the network; give a folder that holds the preset, or the "
             f"bundled '{bundled.names()[0]}', where there is none."
         )

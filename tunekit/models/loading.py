@@ -137,14 +137,20 @@ def _load(source: str | Path | keras.Model, spec: BackboneSpec, seed: int) -> Ba
         return functional.load_model(model, spec, seed=seed)
     if "://" not in name and (isinstance(source, Path) or "/" in name or name.startswith(".")):
         raise ModelError(f"there is no folder, .gguf or .keras file at {path}.")
-    return hub.load_preset(name, spec, seed=seed)
+    return _load_preset(name, spec, seed)
+
+
+def _load_preset(name: str, spec: BackboneSpec, seed: int) -> Backbone:
+    """The preset of that name, or in that folder, of images or of tokens."""
+    load = hub_text.load_preset if hub_text.is_preset(name) else hub.load_preset
+    return load(name, spec, seed=seed)
 
 
 def _snapshot(name: str) -> Path:
     """The folder of "hf://owner/name", fetched once: KerasHub would drop its preprocessing."""
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "*.h5"]
+    wanted = ["*.json", "*.safetensors", "*.h5", "*.txt", "*.jinja"]
     try:
         return Path(snapshot_download(name.removeprefix(_HUGGINGFACE), allow_patterns=wanted))
     except Exception as error:
@@ -159,7 +165,7 @@ def _load_folder(folder: Path, spec: BackboneSpec, seed: int) -> Backbone:
     """Whose folder it is, its config.json says."""
     config = read_json(folder / "config.json")
     if "registered_name" in config:
-        return hub.load_preset(str(folder), spec, seed=seed)
+        return _load_preset(str(folder), spec, seed)
     if "model_type" in config:
         return huggingface.load_folder(folder, spec, seed=seed)
     if "architecture" in config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -70,7 +70,7 @@ class Tokenizer:
         'hello there'
     """
 
-    files: Mapping[str, str]
+    files: Mapping[str, str] = field(repr=False)
     """Contents of tokenizer.json, tokenizer_config.json… by name: all that it is made of."""
 
     def __post_init__(self) -> None:
