@@ -9,15 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.data.examples import data_error, listed
-from tunekit.data.rows import JoinedRows, Row, Rows
+from tunekit.data.rows import SPLIT_NAMES, JoinedRows, Row, Rows
 from tunekit.data.spec import DataSpec
 from tunekit.errors import DataError, Issue, did_you_mean
-
-_USUAL_SPLITS = {
-    "train": ("train",),
-    "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test",),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +73,7 @@ def dataset_splits(path: Path, spec: DataSpec) -> dict[str, Rows]:
         ) from error
     found: dict[str, Rows] = {}
     issues: list[Issue] = []
-    for split, usual in _USUAL_SPLITS.items():
+    for split, usual in SPLIT_NAMES.items():
         wanted = getattr(spec, split)
         if wanted is not None and wanted not in there:
             message = f"no split {wanted!r}.{did_you_mean(wanted, there)} It has {listed(there)}"

@@ -140,6 +140,8 @@ def _parsed(text: str) -> Any:
         return _DECODER.decode(text.strip())
     except json.JSONDecodeError as error:
         raise BadRow(f"invalid JSON ({error.msg} at character {error.pos + 1})") from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise BadRow(f"invalid JSON ({error})") from None
     except RecursionError:
         raise BadRow("invalid JSON (nested too deeply)") from None
 

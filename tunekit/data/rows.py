@@ -10,6 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 
 Row = Mapping[str, Any]
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test",),
+}
+"""What files, folders and stored splits are called that are to be found by name."""
 
 
 class BadRow(Exception):

@@ -20,7 +20,7 @@ def check_texts(sources: Mapping[str, TextSource], spec: DataSpec) -> list[Issue
     """Returns every issue of the splits: strange labels, no examples, copies."""
     splits = Splits(**sources)
     issues = label_issues(splits, spec)
-    if splits.train.kind == "labelled":  # type: ignore[attr-defined]
+    if sources["train"].kind == "labelled":
         issues += count_issues(splits)
     else:
         empty = [name for name, source in sources.items() if not len(source)]

@@ -11,7 +11,7 @@ from tunekit.data.csv_rows import csv_rows
 from tunekit.data.examples import data_error, listed
 from tunekit.data.file_rows import conll_rows, jsonl_rows, text_rows
 from tunekit.data.json_rows import json_rows
-from tunekit.data.rows import JoinedRows, Rows
+from tunekit.data.rows import SPLIT_NAMES, JoinedRows, Rows
 from tunekit.data.spec import DataSpec
 from tunekit.errors import DataError, Issue, did_you_mean
 
@@ -27,11 +27,6 @@ READERS: dict[str, Callable[[Path], Rows]] = {
     "parquet": parquet_rows,
     "text": text_rows,
     "conll": conll_rows,
-}
-SPLIT_STEMS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test",),
 }
 
 
@@ -84,7 +79,7 @@ def split_files(root: Path, spec: DataSpec) -> dict[str, list[Path]]:
     files = told_by_name(root) if root.is_dir() else {"train": [root]}
     issues: list[Issue] = []
     named: set[Path] = set()
-    for split in SPLIT_STEMS:
+    for split in SPLIT_NAMES:
         name = getattr(spec, split)
         if name is not None:
             files[split] = _named(folder, name)
@@ -102,7 +97,7 @@ def split_files(root: Path, spec: DataSpec) -> dict[str, list[Path]]:
         raise DataError(
             f"data.path: {root} holds no file of {listed(sorted(SUFFIXES), len(SUFFIXES))}"
         )
-    return {split: files[split] for split in SPLIT_STEMS if files.get(split)}
+    return {split: files[split] for split in SPLIT_NAMES if files.get(split)}
 
 
 def _named(folder: Path, name: str) -> list[Path]:
@@ -117,16 +112,20 @@ def _named(folder: Path, name: str) -> list[Path]:
 def told_by_name(folder: Path) -> dict[str, list[Path]]:
     """Returns the files of a folder by split: train.csv, dev.jsonl, train-00000-of-00002.parquet.
 
-    Those in sub-folders that are named after splits, where there are none; empty without train.
+    Those in sub-folders that are named after splits, where there are none, or in one named data;
+    empty without train.
     """
     found: dict[str, list[Path]] = {}
-    for split, stems in SPLIT_STEMS.items():
+    for split, stems in SPLIT_NAMES.items():
         files = [file for file in _readable(folder) if _stem(file) in stems]
         folders = [folder / stem for stem in stems if (folder / stem).is_dir()]
         files += [file for below in folders if not files for file in _readable(below)]
         if files:
             found[split] = files
-    return found if "train" in found else {}
+    if "train" in found:
+        return found
+    below = folder / "data"  # as repositories of Hugging Face have it
+    return told_by_name(below) if not found and below.is_dir() else {}
 
 
 def _readable(folder: Path) -> list[Path]:

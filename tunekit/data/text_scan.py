@@ -174,9 +174,12 @@ class _Index:
         )
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
+
 def _bytes(value: object) -> bytes:
     try:
-        return json.dumps(value, ensure_ascii=False).encode()
+        return _ENCODER.encode(value).encode()
     except UnicodeEncodeError as error:
         character = f"\\u{ord(error.object[error.start]):04x}"
         raise BadRow(f"half a surrogate pair ({character}), which is no character") from None

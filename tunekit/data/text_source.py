@@ -13,12 +13,12 @@ import numpy as np
 from tunekit.data.examples import Splits, data_error, in_order, listed
 from tunekit.data.mixture import mixed
 from tunekit.data.preflight import model_label_issues, too_few_to_split
-from tunekit.data.rows import Rows
+from tunekit.data.rows import SPLIT_NAMES, Rows
 from tunekit.data.spec import DataSpec
 from tunekit.data.stratify import draw, split
 from tunekit.data.text_checks import check_texts
 from tunekit.data.text_examples import TextSource, source_of
-from tunekit.data.text_files import SPLIT_STEMS, path_rows
+from tunekit.data.text_files import path_rows
 from tunekit.data.text_kinds import TextKind
 from tunekit.data.text_recognition import recognised
 from tunekit.data.text_scan import Scan, scan
@@ -27,7 +27,7 @@ from tunekit.errors import DataError, Issue, did_you_mean
 
 __all__ = ["TextKind", "TextSource", "open_text", "open_text_examples", "recognised"]
 
-_SPLIT_NAMES = {stem: name for name, stems in SPLIT_STEMS.items() for stem in stems}
+_SPLIT_OF = {alias: name for name, aliases in SPLIT_NAMES.items() for alias in aliases}
 
 
 def open_text(data: Any, spec: DataSpec, kind: TextKind, *, seed: int) -> Splits:
@@ -208,7 +208,7 @@ def _mixed_in(index: int, spec: DataSpec, train: TextSource, issues: list[Issue]
 
 
 def _split_name(name: Any) -> str:
-    if name not in _SPLIT_NAMES:
-        hint = did_you_mean(str(name), _SPLIT_NAMES)
+    if name not in _SPLIT_OF:
+        hint = did_you_mean(str(name), _SPLIT_OF)
         raise DataError(f"data: expected splits train, validation and test, got {name!r}.{hint}")
-    return _SPLIT_NAMES[name]
+    return _SPLIT_OF[name]

@@ -35,7 +35,8 @@ def value_rows(data: Any, kind: TextKind, where: str) -> Rows:
     """
     if is_two(data):
         return _together(data, kind, where)
-    if isinstance(data, (Mapping, bytes)) or not hasattr(data, "__getitem__"):
+    by_index = hasattr(data, "__getitem__") and not hasattr(data, "columns")  # a DataFrame has
+    if isinstance(data, (Mapping, bytes)) or not by_index:
         raise DataError(
             f"{where}: expected a path, a list of dicts or strings, (texts, labels), or a dict of "
             f"those under 'train', 'validation' and 'test'; got {type(data).__name__}. "

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tunekit.data.spec import DataSpec
-from tunekit.data.text_source import open_text
+from tunekit.data.text_source import open_text, recognised
 from tunekit.errors import DataError
 
 CLASS = {"names": ["neg", "pos"], "_type": "ClassLabel"}
@@ -63,8 +63,11 @@ def test_parquet_is_read_with_the_names_of_its_classes(tmp_path):
 
 
 def test_parquet_without_class_names_has_numbers(tmp_path):
-    pq.write_table(pa.table({"text": ["a", "b"], "stars": [5, 1]}), tmp_path / "train.parquet")
+    (tmp_path / "data").mkdir()
+    columns = {"text": ["a", "b"], "stars": [5, 1]}
+    pq.write_table(pa.table(columns), tmp_path / "data" / "train-00000-of-00001.parquet")
     assert opened(tmp_path).train.label_names == ("1", "5")
+    assert recognised(tmp_path, DataSpec()) == "labelled"
 
 
 def test_nested_columns_of_parquet_become_plain_values(tmp_path):

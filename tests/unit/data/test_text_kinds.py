@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+
 import numpy as np
 import pytest
 
@@ -284,6 +286,7 @@ def test_two_lists_are_texts_and_labels_by_kind():
         ("plain", (["a"], ["b"]), "expected a path or a list of dicts or strings, got two lists"),
         ("plain", [], "data: has no rows"),
         ("plain", 7, "expected a path, a list of dicts or strings, .* got int. See DataSpec.path"),
+        ("plain", namedtuple("DataFrame", "columns")([]), "got DataFrame. See DataSpec.path"),
         ("plain", {"trian": ["a"]}, "got 'trian'. Did you mean 'train'"),
         ("plain", {"test": ["a"]}, "expected a split named train, got test"),
     ],
