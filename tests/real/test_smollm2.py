@@ -356,18 +356,25 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
     return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
 
 
+# Rounding to the nearest kept the same top token at 82 % and 34 %, as good as without the adapter.
+LARGEST_MERGED_KL = {"int8": 0.012, "nf4": 0.35}
+LEAST_MERGED_AGREEMENT = {"int8": 0.95, "nf4": 0.78}
+
+
 def test_a_merge_is_forecast_and_done_only_where_it_keeps_what_was_learned(packed, adapted, tokens):
     model = packed.model.load_adapter(adapted.folder, "ferry")
     apart = model.logits(tokens)
     forecast = model.merge_forecast(tokens)
     print(f"{packed.mode}: {forecast}")
-    if packed.mode == "int8":
-        merged = model.merge(tokens, least_agreement=0.7).logits(tokens)
-        agreement = (merged.argmax(-1) == apart.argmax(-1)).mean()
-        assert agreement == pytest.approx(forecast.top1_agreement)
-        model.unmerge()
-    else:  # Most of the update is smaller than the steps between 16 levels.
+    assert forecast.kl < LARGEST_MERGED_KL[packed.mode]
+    least = LEAST_MERGED_AGREEMENT[packed.mode]
+    if packed.mode == "nf4":  # Of 16 levels, random steps are as large as what is between them.
         with pytest.raises(ModelError, match="quantised backbone was not done: merged: KL"):
             model.merge(tokens)
+        np.testing.assert_array_equal(model.logits(tokens), apart)
+    merged = model.merge(tokens, least_agreement=least).logits(tokens)
+    agreement = (merged.argmax(-1) == apart.argmax(-1)).mean()
+    assert agreement == pytest.approx(forecast.top1_agreement)
+    model.unmerge()
     np.testing.assert_array_equal(model.logits(tokens), apart)
     model.remove_adapter("ferry")

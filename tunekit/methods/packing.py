@@ -75,22 +75,31 @@ def packed_leaves(
 
 
 @functools.partial(jax.jit, static_argnames="mode")
-def pack(kernel: jax.Array, mode: QuantizationMode) -> dict[str, jax.Array]:
+def pack(
+    kernel: jax.Array,
+    mode: QuantizationMode,
+    key: jax.Array | None = None,
+) -> dict[str, jax.Array]:
     """Returns the arrays that `unpack` makes a kernel of, as `packed_leaves` describes them.
 
     Args:
         kernel: [out, in], any float dtype.
         mode: of quantisation.
+        key: of random numbers, by which a weight between two levels goes to either, the likelier
+            the nearer: in the mean the weight itself is read back, but for a largest one that its
+            rounded scale does not reach (Gupta et al. 2015, https://arxiv.org/abs/1502.02551,
+            section 3). `None` is the nearest.
     """
     kernel = kernel.astype(jnp.float32)
     if mode == "int8":
         scales = jnp.max(jnp.abs(kernel), axis=1) / 127
-        codes = jnp.round(kernel / _divisor(scales)[:, None])
+        steps = jnp.clip(kernel / _divisor(scales)[:, None], -127, 127)
+        codes = jnp.round(steps) if key is None else _either(steps, key)
         return {"codes": codes.astype(jnp.int8), "scales": scales}
     flat = kernel.reshape(-1)
     blocks = jnp.pad(flat, (0, -flat.size % BLOCK)).reshape(-1, BLOCK)
     scales = _pack_scales(jnp.max(jnp.abs(blocks), axis=1))
-    codes = _nearest(blocks / _divisor(_unpack_scales(scales))[:, None], LEVELS[mode])
+    codes = _coded(blocks / _divisor(_unpack_scales(scales))[:, None], LEVELS[mode], key)
     # Two halves of a block in one byte, not two neighbours: unpacking then moves no single number.
     high, low = jnp.split(codes, 2, axis=1)
     return {"codes": high << 4 | low, **scales}
@@ -117,11 +126,19 @@ def unpack(
     return flat[: rows * columns].reshape(rows, columns)
 
 
-def _nearest(x: jax.Array, levels: np.ndarray) -> jax.Array:
-    """Index of the nearest level: how many midpoints lie below."""
-    midpoints = (levels[1:] + levels[:-1]) / 2
-    below = [(x > point).astype(jnp.uint8) for point in midpoints]
-    return functools.reduce(jnp.add, below)
+def _coded(x: jax.Array, levels: np.ndarray, key: jax.Array | None) -> jax.Array:
+    """Index of the nearest level, or of one of the two around it: how many gaps are passed."""
+    share = 0.5 if key is None else jax.random.uniform(key, x.shape)
+    # One random number does for all gaps: a level that is met exactly is passed by any.
+    gaps = zip(levels[:-1], levels[1:], strict=True)
+    passed = [(x - low > share * (high - low)).astype(jnp.uint8) for low, high in gaps]
+    return functools.reduce(jnp.add, passed)
+
+
+def _either(x: jax.Array, key: jax.Array) -> jax.Array:
+    """The whole number below or above, above as often as x is far from the one below."""
+    below = jnp.floor(x)
+    return below + (jax.random.uniform(key, x.shape) < x - below)
 
 
 def _pack_scales(scales: jax.Array) -> dict[str, jax.Array]:

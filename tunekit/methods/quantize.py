@@ -9,6 +9,7 @@ Reads the private ``_kernel``, ``_tracker`` and ``_untrack_variable`` of Keras' 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MethodType
@@ -156,29 +157,37 @@ def dequantized_kernel(layer: keras.Layer, values: Mapping[str, Any] | None = No
     return packed.form.kernel({leaf: values[_PREFIX + leaf] for leaf in packed.form.leaves()})
 
 
-def requantized(layer: keras.Layer, kernel: Any) -> dict[str, jax.Array]:
+def requantized(
+    layer: keras.Layer, kernel: Any, key: jax.Array | None = None
+) -> dict[str, jax.Array]:
     """Returns what a packed layer's variables hold where its kernel is `kernel`, by their names.
 
     Args:
         layer: packed; it does not change.
         kernel: in the layer's shape.
+        key: of random numbers, to round without bias; `None` rounds to the nearest.
     """
-    values = _packed(layer).form.pack(jnp.asarray(kernel))
+    values = _packed(layer).form.pack(jnp.asarray(kernel), key)
     return {_PREFIX + leaf: value for leaf, value in values.items()}
 
 
-def repacked(layers: Layers, weights: Mapping[str, Any]) -> dict[str, Any]:
+def repacked(layers: Layers, weights: Mapping[str, Any], *, seed: int = 0) -> dict[str, Any]:
     """Returns `weights` with the packed form of each kernel whose layer is packed.
+
+    Rounded at random and without bias: of an update smaller than the steps between two codes the
+    nearest rounding leaves nothing, while what random errors add to a sum over many inputs cancels.
 
     Args:
         layers: of the network, by structural name.
         weights: new values by structural name, such as those that merging gives.
+        seed: of the rounding; each layer has random numbers of its own.
     """
     values: dict[str, Any] = {}
     for name, value in weights.items():
         owner, _, leaf = name.rpartition("/")
         if leaf == "kernel" and owner in layers and is_quantized(layers[owner]):
-            packed = requantized(layers[owner], value)
+            key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(owner.encode()))
+            packed = requantized(layers[owner], value, key)
             values.update({f"{owner}/{part}": array for part, array in packed.items()})
         else:
             values[name] = value

@@ -60,9 +60,10 @@ class PackedForm:
         """Returns shape and dtype of each packed array."""
         return packed_leaves(*self.row_shape, self.mode)
 
-    def pack(self, kernel: jax.Array) -> dict[str, jax.Array]:
-        """Returns the packed arrays of a kernel in the layer's shape."""
-        return pack(jnp.transpose(kernel, self._axes).reshape(self.row_shape), self.mode)
+    def pack(self, kernel: jax.Array, key: jax.Array | None = None) -> dict[str, jax.Array]:
+        """Returns the packed arrays of a kernel in the layer's shape; `key` is as for `pack`."""
+        rows = jnp.transpose(kernel, self._axes).reshape(self.row_shape)
+        return pack(rows, self.mode, key)
 
     def rows(self, packed: Packed) -> jax.Array:
         """Returns the kernel, float32, its axes in the order that it is packed in."""

@@ -209,9 +209,11 @@ def _placed(part: Any, factors: Factors) -> Placed:
     return Placed(part, {a: factors.a, b: factors.b, "scaling": scaling})
 
 
-def merge(model: Model, items: Inputs | None, least_agreement: float) -> MergeForecast | None:
+def merge(
+    model: Model, items: Inputs | None, least_agreement: float, seed: int = 0
+) -> MergeForecast | None:
     """See `Model.merge`; returns what it forecast, `None` where nothing is packed."""
-    changed, forecast = _merged_values(model), None
+    changed, forecast = _merged_values(model, seed), None
     if quantized_layers(model):
         if items is None:
             raise ModelError(
@@ -231,9 +233,9 @@ def merge(model: Model, items: Inputs | None, least_agreement: float) -> MergeFo
     return forecast
 
 
-def forecast_of(model: Model, items: Inputs) -> MergeForecast:
+def forecast_of(model: Model, items: Inputs, seed: int = 0) -> MergeForecast:
     """See `Model.merge_forecast`."""
-    return _forecast(model, items, _merged_values(model))
+    return _forecast(model, items, _merged_values(model, seed))
 
 
 def _forecast(model: Model, items: Inputs, changed: Mapping[str, jax.Array]) -> MergeForecast:
@@ -273,7 +275,7 @@ def quantized_layers(model: Model) -> tuple[str, ...]:
     return tuple(n for n, layer in model._inference.layers.items() if is_quantized(layer))
 
 
-def _merged_values(model: Model) -> dict[str, jax.Array]:
+def _merged_values(model: Model, seed: int) -> dict[str, jax.Array]:
     """What the network's variables would hold with the active adapters merged into them."""
     adapters = model.adapters
     adapters.check_not_merged("merge")
@@ -286,7 +288,7 @@ def _merged_values(model: Model) -> dict[str, jax.Array]:
         # One adapter's change is the network of the next: the way they act while apart.
         known = {**weights, **kernels, **changed}
         changed |= adapter.merged(layers, known, adapter.values(weight))
-    new = repacked(layers, changed)
+    new = repacked(layers, changed, seed=seed)
     return {name: value.astype(weights[name].dtype) for name, value in new.items()}
 
 

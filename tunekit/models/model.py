@@ -391,7 +391,9 @@ class Model:
         options = {"rank": rank, "density": density, "seed": seed}
         return adapted.combine_into(self, names, name, kind, **options)
 
-    def merge(self, items: Inputs | None = None, *, least_agreement: float = 0.95) -> Model:
+    def merge(
+        self, items: Inputs | None = None, *, least_agreement: float = 0.95, seed: int = 0
+    ) -> Model:
         """Puts the adapters that act into the network's own values; returns the model.
 
         The values before are kept, so that `unmerge` is exact.
@@ -400,21 +402,23 @@ class Model:
             items: examples as for `logits`; needed where the backbone is quantised, and the merged
                 kernels are quantised again.
             least_agreement: share of their predictions that must stay the same there.
+            seed: of the random rounding there, which keeps small changes in the mean.
 
         Raises:
             ModelError: a method cannot be merged, or too many predictions would change. Nothing has
                 changed then.
         """
-        adapted.merge(self, items, least_agreement)
+        adapted.merge(self, items, least_agreement, seed)
         return self
 
-    def merge_forecast(self, items: Inputs) -> MergeForecast:
+    def merge_forecast(self, items: Inputs, *, seed: int = 0) -> MergeForecast:
         """Returns how far predictions would move by `merge`: KL divergence and agreement.
 
         Args:
             items: examples as for `logits`.
+            seed: as for `merge`.
         """
-        return adapted.forecast_of(self, items)
+        return adapted.forecast_of(self, items, seed)
 
     def quantize(self, mode: Quantization) -> QuantizationReport:
         """Packs the backbone's kernels for good; embeddings, norms and heads stay as they are.

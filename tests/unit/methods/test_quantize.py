@@ -209,11 +209,50 @@ def test_new_kernels_are_packed_and_all_else_passes_through():
     for name, value in values.items():
         own[name].assign(value)
     error = jnp.linalg.norm(dequantized_kernel(layers["target"]) - kernel)
-    assert 0 < error < 0.1 * np.linalg.norm(kernel)
+    assert 0 < error < 0.15 * np.linalg.norm(kernel)
     leaves = {name.removeprefix("target/"): value for name, value in values.items()}
     np.testing.assert_array_equal(
         dequantized_kernel(layers["target"], leaves), dequantized_kernel(layers["target"])
     )
+
+
+def test_new_kernels_are_rounded_by_the_seed_and_each_layer_by_numbers_of_its_own():
+    model = wide()
+    quantize_layers(layer_names(model), "int8")
+    layer = layer_names(model)["target"]
+    kernel = small.normal(256, 256)
+
+    def codes(seed: int) -> list[np.ndarray]:
+        weights = {"target/kernel": kernel, "twin/kernel": kernel}
+        packed = repacked({"target": layer, "twin": layer}, weights, seed=seed)
+        return [np.asarray(packed[f"{name}/kernel_codes"]) for name in ("target", "twin")]
+
+    first, again, other = codes(0), codes(0), codes(1)
+    np.testing.assert_array_equal(first, again)
+    assert (first[0] != first[1]).mean() > 0.1
+    assert (first[0] != other[0]).mean() > 0.1
+
+
+def test_in_the_mean_over_seeds_an_update_smaller_than_a_step_is_kept():
+    """Nearest rounding leaves nothing of it."""
+    model = wide()
+    quantize_layers(layer_names(model), "int8")
+    layers = layer_names(model)
+    kernel = dequantized_kernel(layers["target"])
+    steps = jnp.abs(kernel).max(axis=0) / 127
+    # Away from the largest weights, which decide on the steps.
+    update = jnp.where(jnp.abs(kernel) < 100 * steps, 0.2 * steps, 0)
+
+    def kept(values: dict[str, Any]) -> float:
+        leaves = {name.removeprefix("target/"): value for name, value in values.items()}
+        change = dequantized_kernel(layers["target"], leaves) - kernel
+        return float(jnp.sum(change * update) / jnp.sum(update * update))
+
+    weights = {"target/kernel": kernel + update}
+    assert abs(kept(requantized(layers["target"], kernel + update))) < 1e-3
+    # Of 65,536 weights: 0.01 is more than one standard deviation of the mean of sixteen.
+    found = [kept(repacked(layers, weights, seed=seed)) for seed in range(16)]
+    assert np.mean(found) == pytest.approx(1, abs=0.01)
 
 
 def test_a_report_prints_what_was_saved():
@@ -301,4 +340,4 @@ def test_lora_sits_on_packed_layers_and_merges_into_them(dora):
         kernels |= part.merged(layers, own, values[part.name])
     within = small.outputs(model, inputs, weights=repacked(layers, kernels))
     moved = np.linalg.norm(beside - small.outputs(model, inputs))
-    assert np.linalg.norm(within - beside) < 0.02 * moved
+    assert np.linalg.norm(within - beside) < 0.03 * moved
