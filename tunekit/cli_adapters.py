@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -42,7 +43,7 @@ def merge(args: argparse.Namespace) -> None:
 
 def layers(args: argparse.Namespace, print_table: Table) -> None:
     """Prints the places that an adapter would have, and how many parameters it adds to each."""
-    from tunekit.methods.adapter import leaves_of
+    from tunekit.methods.part import layer_of
     from tunekit.methods.spec import without_data
     from tunekit.models.loading import load_model
 
@@ -51,13 +52,15 @@ def layers(args: argparse.Namespace, print_table: Table) -> None:
     variables = model.variables()
     total = sum(math.prod(variables[name].shape) for name in model.weight_names())
     adapter = model.add_adapter("adapter", spec).adapters["adapter"].adapter
+    added: Counter[str] = Counter()
+    for part, leaf in ((p, leaf) for p in adapter.parts for leaf in p.leaves):
+        if leaf.role == "weight":
+            added[layer_of(part, leaf) or "(the network)"] += math.prod(leaf.shape)
     rows = []
-    for part in adapter.parts:
-        kernel = variables.get(f"{part.name}/kernel")
+    for place, count in added.items():
+        kernel = variables.get(f"{place}/kernel")
         shape = "" if kernel is None else " x ".join(map(str, kernel.shape))
-        weights = [leaf for leaf in leaves_of([part]).values() if leaf.role == "weight"]
-        added = sum(math.prod(leaf.shape) for leaf in weights)
-        rows.append((part.name or "(the network)", shape, f"{added:,}"))
+        rows.append((place, shape, f"{count:,}"))
     print_table([("place", "kernel", "parameters"), *rows])
     share = adapter.parameters / total
     places = "1 place" if len(rows) == 1 else f"{len(rows)} places"

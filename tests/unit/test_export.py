@@ -12,6 +12,7 @@ from PIL import Image
 
 import tunekit
 from tests.contract import families
+from tests.unit.methods.peft_networks import FOLDER as PEFT
 from tunekit import Recipe, Result, finetune
 from tunekit.cli import main
 from tunekit.errors import ExportError, ModelError
@@ -215,6 +216,13 @@ def test_the_adapter_listed_is_that_of_the_method(capsys):
     argv = ["layers", "efficientnet_lite0", "--targets", "top_conv", "--method"]
     assert "lora adds 6,400 parameters" in said(capsys, *argv, method)
     assert "bottleneck adds" in said(capsys, *argv[:2], "--method", "pfeiffer")
+
+
+def test_of_vera_every_layer_is_listed_with_its_own_vectors(capsys):
+    *rows, total = said(capsys, "layers", str(PEFT / "vit"), "--method", "vera").splitlines()[1:]
+    assert [row.split()[0].rpartition("/")[2] for row in rows] == ["query", "value"] * 2
+    numbers = [int(row.split()[-1].replace(",", "")) for row in rows]
+    assert f"vera adds {sum(numbers):,} parameters" in total and "in 4 places" in total
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,11 @@ class BiasPart:
     """Name of the layer's own bias."""
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """The one layer."""
+        return (self.name,)
+
+    @property
     def leaves(self) -> tuple[Leaf, ...]:
         """The difference from the layer's own bias, and the strength of it."""
         return Leaf("bias", self.shape), Leaf("bias_scaling", (), "constant")

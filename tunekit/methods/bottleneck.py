@@ -40,6 +40,11 @@ class BottleneckPart:
     activation: str
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """The one that it adds to."""
+        return (self.name,)
+
+    @property
     def leaves(self) -> tuple[Leaf, ...]:
         """The two layers, and the strength of the whole."""
         taken, added = self.features

@@ -39,6 +39,11 @@ class IA3Part:
         return self.form.in_features
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """The one layer."""
+        return (self.name,)
+
+    @property
     def leaves(self) -> tuple[Leaf, ...]:
         """The vector l, and the strength of the whole."""
         return Leaf("scale", (self.features,)), Leaf("scaling", (), "constant")

@@ -40,6 +40,11 @@ class LoRAPart:
     """Whether what counts is the way from the values that the factors began with."""
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """The one layer."""
+        return (self.name,)
+
+    @property
     def leaves(self) -> tuple[Leaf, ...]:
         """The factors, what they began with, the magnitude, the scale and the dropout's seed."""
         form, rank = self.form, self.rank

@@ -57,7 +57,15 @@ class Part(Protocol):
 
     @property
     def name(self) -> str:
-        """Structural name of the place: that of the layer, which its leaves' names begin with."""
+        """What its values' names begin with: of a single layer's part, that layer's name."""
+        ...
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Structural names of the layers it sits on; empty where it is on the whole network.
+
+        Where they are several, a leaf that is one layer's is called "<layer>/...".
+        """
         ...
 
     @property
@@ -91,6 +99,13 @@ class Part(Protocol):
             ModelError: no values of the network's own variables do that.
         """
         ...
+
+
+def layer_of(part: Part, leaf: Leaf) -> str | None:
+    """Returns the name of the layer that a leaf belongs to; `None` where it is for no one layer."""
+    if len(part.layers) == 1:
+        return part.layers[0]
+    return next((layer for layer in part.layers if leaf.name.startswith(f"{layer}/")), None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,7 @@ from tunekit.methods.peft_files import PREFIX, PeftFiles
 from tunekit.methods.peft_import import ia3_shape, is_tied, own_bias
 from tunekit.methods.peft_names import Family, Module, family_of, modules_of
 from tunekit.methods.spec import IA3, LoRA, VeRA
+from tunekit.methods.vera import SHARED
 
 Leaves = Mapping[str, np.ndarray]
 
@@ -80,7 +81,7 @@ def to_peft(
     modules = modules_of(names, places.layers)
     by_layer = _by_layer({n: np.asarray(v) for n, v in leaves.items()})
     known = {layer for module in modules for layer in module.layers}
-    unknown = [layer for layer in by_layer if layer not in known and layer != "shared"]
+    unknown = [layer for layer in by_layer if layer not in known and layer != SHARED]
     if unknown:
         raise ModelError(
             f"PEFT's files have no names for these layers of a '{family}':\n  {listed(unknown)}\n"
@@ -105,7 +106,7 @@ def to_peft(
         config["feedforward_modules"] = short_names(config["feedforward_modules"], known_paths)
     named = {f"{PREFIX}{name}": tensor for name, tensor in {**tensors, **(head or {})}.items()}
     if isinstance(spec, VeRA):  # beside the modules, not in one
-        named |= {f"base_model.vera_{x}": by_layer["shared"][f"vera_{x.lower()}"].T for x in "AB"}
+        named |= {f"base_model.vera_{x}": by_layer[SHARED][f"vera_{x.lower()}"].T for x in "AB"}
     return PeftFiles(config, {n: np.asarray(t, np.float32) for n, t in named.items()})
 
 
@@ -114,7 +115,7 @@ def _by_layer(leaves: Leaves) -> dict[str, dict[str, np.ndarray]]:
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, value in leaves.items():
         layer, _, leaf = name.rpartition("/")
-        layer = layer.removeprefix("shared/")
+        layer = layer.removeprefix(f"{SHARED}/")
         if leaf != "seed":
             found.setdefault(layer, {})[leaf] = value
     return found
@@ -301,7 +302,7 @@ def _vera(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], list[str]]:
     del places
     tensors: dict[str, np.ndarray] = {}
-    scaling = by_layer["shared"]["scaling"]
+    scaling = by_layer[SHARED]["scaling"]
     for module in modules:
         if len(module.layers) > 1:
             raise ModelError(

@@ -29,6 +29,7 @@ from tunekit.methods.peft_config import (
 )
 from tunekit.methods.peft_files import PREFIX, PeftFiles
 from tunekit.methods.peft_names import Family, Module, family_of, modules_of
+from tunekit.methods.vera import SHARED
 
 # Endings of tensors' names; the first that fits counts.
 _KINDS = {
@@ -288,7 +289,7 @@ def _vera(
         form = linear_form(layers[0], places.layers[layers[0]])
         wanted = {"lambda_b": (form.out_features,), "lambda_d": (rank,)}
         if _fit(found.paths[module], tensors, wanted, found):
-            leaves |= {f"shared/{layers[0]}/{name}": tensor for name, tensor in tensors.items()}
+            leaves |= {f"{SHARED}/{layers[0]}/{name}": tensor for name, tensor in tensors.items()}
             targets += layers
             rows, columns = max(rows, form.in_features), max(columns, form.out_features)
     for name, wanted in (("vera_a", (rank, rows)), ("vera_b", (columns, rank))):
@@ -298,8 +299,8 @@ def _vera(
             {name: wanted},
             found,
         ):
-            leaves[f"shared/{name}"] = found.shared[name].T
-    leaves["shared/scaling"] = np.ones((), np.float32)
+            leaves[f"{SHARED}/{name}"] = found.shared[name].T
+    leaves[f"{SHARED}/scaling"] = np.ones((), np.float32)
     return vera_spec(files.config, targets), leaves if targets else {}
 
 

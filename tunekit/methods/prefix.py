@@ -38,6 +38,11 @@ class PrefixPart:
     and values outnumber the queries, as an attention without mask or cache allows."""
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """The one layer."""
+        return (self.name,)
+
+    @property
     def leaves(self) -> tuple[Leaf, ...]:
         """The vectors."""
         return (Leaf("prefix", (self.length, *self.form.out_shape)),)
@@ -71,7 +76,7 @@ class PrefixPart:
 class PrefixPositions:
     """The P dummy positions of a whole text network; attentions without a prefix do not see them.
 
-    Comes once, beside the prefixes. It has no values.
+    Comes once, beside the prefixes. It has no values, and adds nothing to any one layer.
     """
 
     name: str
@@ -80,6 +85,7 @@ class PrefixPositions:
     blind: tuple[str, ...]
     """Attention layers that have no prefix."""
     leaves: tuple[Leaf, ...] = ()
+    layers: tuple[str, ...] = ()
 
     def wraps(
         self, layers: Layers, values: Values, *, training: bool, per_example: bool

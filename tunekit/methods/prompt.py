@@ -29,6 +29,11 @@ class PromptPart:
     width: int
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """The one layer."""
+        return (self.name,)
+
+    @property
     def leaves(self) -> tuple[Leaf, ...]:
         """The vectors."""
         return (Leaf("prompt", (self.prepended, self.width)),)

@@ -25,6 +25,9 @@ from tunekit.methods.linear import DenseForm, before_activation, linear_form
 from tunekit.methods.part import Layers, Leaf, Placed, Places, Values
 from tunekit.methods.spec import VeRA
 
+SHARED = "shared"
+"""Name of the part, which sits on no one layer."""
+
 
 @dataclass(frozen=True)
 class VeRAPart:
@@ -37,7 +40,12 @@ class VeRAPart:
     rank: int
     dropout: float = 0.0
     """Fraction of the inputs of A dropped in training."""
-    name: str = "shared"
+    name: str = SHARED
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The targets."""
+        return tuple(target for target, _ in self.targets)
 
     @property
     def leaves(self) -> tuple[Leaf, ...]:

@@ -44,6 +44,11 @@ class VisualPromptPart:
     """Whether they are taken out behind this block."""
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """The block."""
+        return (self.name,)
+
+    @property
     def leaves(self) -> tuple[Leaf, ...]:
         """The tokens, where the block has its own."""
         return (Leaf("prompt", (self.length, self.width)),) if self.learned else ()

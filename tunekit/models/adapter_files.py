@@ -37,6 +37,7 @@ from tunekit.methods.peft_files import CONFIG, TENSORS, PeftFiles, read_peft, wr
 from tunekit.methods.peft_import import to_leaves
 from tunekit.methods.peft_names import is_known
 from tunekit.methods.spec import IA3, AdapterSpec, LoRA, VeRA
+from tunekit.methods.vera import SHARED
 from tunekit.models.adapters import Entry, SavedHead, described_head, head_from_json
 from tunekit.models.head_tensors import head_tensors, saved_head
 from tunekit.models.targets import places_of
@@ -160,11 +161,11 @@ def _filled(
 ) -> Adapter:
     """A fresh adapter of the spec `shaped` on the layers that have leaves, holding the leaves."""
     places = {
-        name.rpartition("/")[0].removeprefix("shared/"): None
+        name.rpartition("/")[0].removeprefix(f"{SHARED}/"): None
         for name in leaves
         if not name.endswith(("/bias", "/bias_scaling"))  # Not only targets have those.
     }
-    targets = tuple(place for place in places if place != "shared")
+    targets = tuple(place for place in places if place != SHARED)
     adapter = attach(shaped, places_of(model, targets))
     for name, value in leaves.items():
         adapter.variables[name].assign(value)
@@ -194,7 +195,7 @@ def _from_parts(
 
 
 def _check_places(model: Model, folder: Path, parts: tuple[Part, ...]) -> None:
-    places = {part.name for part in parts} - {"", "shared"}
+    places = {layer for part in parts for layer in part.layers}
     if missing := sorted(places - model._inference.layers.keys()):
         raise ModelError(
             f"{folder} does not fit this '{model.backbone.family}', which lacks layers that it "

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import keras
 
 from tunekit.methods.adapter import Adapter
+from tunekit.methods.part import layer_of
 from tunekit.models.graph import Link, chain, is_block_sized, leaves, sublayers
 from tunekit.names import Role, layer_names, structural_names, variable_roles
 
@@ -111,12 +112,12 @@ def with_adapters(groups: Sequence[Group], adapters: Mapping[str, Adapter]) -> t
     owner = {layer: index for index, group in enumerate(groups) for layer in group.layers}
     added: dict[int, list[tuple[str, Role, int]]] = {}
     for prefix, adapter in adapters.items():
-        for name, variable in adapter.variables.items():
+        for part, leaf in ((p, leaf) for p in adapter.parts for leaf in p.leaves):
             # What sits on no layer of a group, such as on the whole network, comes first.
-            place = name.removeprefix("shared/")  # VeRA's one part for all its layers
-            index = next((owner[layer] for layer in _enclosing(place) if layer in owner), 0)
-            size = math.prod(variable.shape)
-            added.setdefault(index, []).append((f"{prefix}/{name}", adapter.roles[name], size))
+            around = _enclosing(layer_of(part, leaf) or "")
+            index = next((owner[layer] for layer in around if layer in owner), 0)
+            name = f"{prefix}/{part.name}/{leaf.name}"
+            added.setdefault(index, []).append((name, leaf.role, math.prod(leaf.shape)))
     return tuple(_with_added(group, added.get(index, ())) for index, group in enumerate(groups))
 
 

@@ -14,7 +14,6 @@ from tunekit import __version__
 from tunekit.data.source import Source, Splits
 from tunekit.folder import plain
 from tunekit.methods.spec import shortest
-from tunekit.methods.vera import VeRAPart
 from tunekit.models.model import Model
 
 PACKAGES = ("keras", "keras-hub", "jax", "numpy")
@@ -73,17 +72,12 @@ def run_report(
 def _adapter_report(model: Model, name: str) -> dict[str, Any]:
     """What is on the model under `name`; targets are the layers, none of the whole network."""
     adapter = model.adapters[name].adapter
-    places: list[str] = []
-    for part in adapter.parts:
-        places += (
-            [layer for layer, _ in part.targets] if isinstance(part, VeRAPart) else [part.name]
-        )
     return {
         "name": name,
         "method": plain(shortest(adapter.spec)),
         "active": name in dict(model.adapters.active),
         "parameters": adapter.parameters,
-        "targets": list(dict.fromkeys(filter(None, places))),
+        "targets": list(dict.fromkeys(layer for part in adapter.parts for layer in part.layers)),
     }
 
 

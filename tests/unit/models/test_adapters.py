@@ -14,7 +14,7 @@ import safetensors.numpy
 from tests.contract import families
 from tunekit import finetune
 from tunekit.errors import ModelError, SelectionError
-from tunekit.methods.spec import LoRA, Plain
+from tunekit.methods.spec import LoRA, Plain, VeRA
 from tunekit.models.loading import load_model
 from tunekit.models.model import Model
 from tunekit.models.trainable import resolve_trainable
@@ -351,6 +351,24 @@ def test_what_adapters_add_belongs_to_the_blocks_that_they_sit_on(model):
     assert all("transformer_block_2" in name for name in own)
     assert resolve_trainable("last 1", model, LoRA()) == frozenset(own)
     assert resolve_trainable("all", model, Plain("norm")).isdisjoint(own)
+
+
+def test_what_vera_adds_belongs_to_the_layers_of_its_targets(made, tmp_path):
+    made.add_adapter("c", VeRA(rank=4, targets="query"))
+    own = {
+        group.name: [n for n in group.weights if n.startswith("adapters/")]
+        for group in made.groups()
+    }
+    (part,) = made.adapters["c"].adapter.parts
+    assert len(part.layers) == 2 and all(layer.endswith("query") for layer in part.layers)
+    for block, layer in zip(("blocks[0]", "blocks[1]"), part.layers, strict=True):
+        expected = [f"adapters/c/shared/{layer}/lambda_{x}" for x in "db"]
+        assert own.pop(block) == expected
+    assert not any(own.values())
+    assert made.groups()[0].variables[-3:] == tuple(
+        f"adapters/c/shared/{leaf}" for leaf in ("vera_a", "vera_b", "scaling")
+    )
+    made.remove_adapter("c")
 
 
 def test_a_selection_that_the_method_cannot_train_is_told(model):
