@@ -145,18 +145,72 @@ def byte_pairs(
         "post_processor": ends,
         "decoder": _bytes(splits=True),
         "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
+            **_BPE,
             "ignore_merges": split == "llama-bpe",
             "vocab": dict(vocabulary),
             "merges": list(merges),
         },
     }
+
+
+def sentence_pieces(
+    vocabulary: Mapping[str, int],
+    scores: Mapping[str, float],
+    added_tokens: list[Json],
+    *,
+    space_first: bool = True,
+    ends: Json | None = None,
+) -> Json:
+    """Returns the tokenizer.json of a SentencePiece BPE with bytes, as of Llama 2 or Mistral.
+
+    Args:
+        vocabulary: numbers by token, "<unk>" and "<0x00>" to "<0xFF>" among them.
+        scores: of the pieces that are made by merging; the highest is made first.
+        added_tokens: as for `byte_pairs`.
+        space_first: whether a text is read as if a space stood before it.
+        ends: as for `byte_pairs`.
+    """
+    merges = [
+        (-score, vocabulary[piece[:cut]], vocabulary[piece[cut:]], piece[:cut], piece[cut:])
+        for piece, score in scores.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in scores and piece[cut:] in scores
+    ]
+    prefix = [{"type": "Prepend", "prepend": "▁"}] if space_first else []
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if space_first else []
+    decoders = [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added_tokens,
+        "normalizer": {"type": "Sequence", "normalizers": [*prefix, spaces]},
+        "pre_tokenizer": None,
+        "post_processor": ends,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": {
+            **_BPE,
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": dict(vocabulary),
+            "merges": [merge[3:] for merge in sorted(merges)],
+        },
+    }
+
+
+_BPE: Json = {
+    "type": "BPE",
+    "dropout": None,
+    "unk_token": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "fuse_unk": False,
+    "byte_fallback": False,
+    "ignore_merges": False,
+}
 
 
 def added(
