@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from tunekit.errors import ModelError
-from tunekit.models import hub, text_decoder
+from tunekit.models import hub, masked_head, text_decoder
 from tunekit.models.backbone import Backbone
 from tunekit.models.hub_tokenizer import converted
 from tunekit.models.initialisation import seeded, without_values
@@ -74,7 +74,7 @@ def load_preset(name: str, spec: BackboneSpec, *, seed: int) -> Backbone:
 def load_object(model: Any, spec: BackboneSpec, *, seed: int) -> Backbone:
     """Returns a copy of a KerasHub backbone of tokens, or of a task's; `model` stays as it was.
 
-    A causal language model brings its head. Segment ids are zeros.
+    A causal or masked language model brings its head. Segment ids are zeros.
 
     Raises:
         ModelError: it takes or gives something else than tokens and hidden states, or `spec` has
@@ -84,6 +84,8 @@ def load_object(model: Any, spec: BackboneSpec, *, seed: int) -> Backbone:
     tokenizer = getattr(getattr(model, "preprocessor", None), "tokenizer", None)
     is_language_model = model is not body and "CausalLM" in type(model).__name__
     backbone = _copied(body, spec, seed, tokenizer, is_language_model=is_language_model)
+    if "MaskedLM" in type(model).__name__ and spec.pretrained:
+        backbone = masked_head.with_hub_head(backbone, model.masked_lm_head)
     return replace(backbone, source=model.name)
 
 

@@ -135,12 +135,10 @@ def with_masked_head(backbone: Backbone) -> Backbone:
         )
     if backbone.language_head is not None:
         return backbone
-    layers = {layer.name: layer for layer in backbone.keras.layers}
-    embedding = layers.get("token_embedding")
-    if not isinstance(embedding, keras.layers.ReversibleEmbedding):
+    if not _is_reversible(backbone):
         raise ModelError(
-            f"'{backbone.source}' has no layer 'token_embedding' that works in reverse, on which "
-            "a head for hidden tokens stands; use the model's Hugging Face folder."
+            f"'{backbone.source}' has no layer 'token_embedding' that works in reverse on hidden "
+            "states, on which a head for hidden tokens stands; use the model's Hugging Face folder."
         )
     with without_values():
         head = MaskedHead(language_head(backbone.keras, tied=True), backbone.dim, "gelu", 1e-12)
@@ -148,6 +146,36 @@ def with_masked_head(backbone: Backbone) -> Backbone:
     transform.kernel.assign(np.eye(backbone.dim))
     transform.bias.assign(np.full(backbone.dim, _FRESH_SHIFT))
     return replace(backbone, language_head=head)
+
+
+def with_hub_head(backbone: Backbone, theirs: Any) -> Backbone:
+    """Returns a backbone of KerasHub's with the head of the masked language model it came from.
+
+    Without it where its embedding is no layer that the head could share.
+
+    Args:
+        backbone: of the model.
+        theirs: the model's `MaskedLMHead`.
+    """
+    if not _is_reversible(backbone):
+        return backbone
+    name = keras.activations.serialize(theirs.intermediate_activation)
+    projection = language_head(backbone.keras, tied=True)
+    head = MaskedHead(projection, backbone.dim, str(name), theirs.layer_norm_epsilon)
+    dense, norm = theirs._intermediate_dense, theirs._intermediate_layer_norm  # KerasHub 0.32
+    values = (*dense.weights, *norm.weights, theirs._bias)
+    ours = (*head.transform.weights, *head.norm.weights, head.bias)
+    for variable, value in zip(ours, values, strict=True):
+        variable.assign(value)
+    return replace(backbone, language_head=head)
+
+
+def _is_reversible(backbone: Backbone) -> bool:
+    """Whether the token embedding turns hidden states into logits."""
+    layers = {layer.name: layer for layer in backbone.keras.layers}
+    embedding = layers.get("token_embedding")
+    reversible = isinstance(embedding, keras.layers.ReversibleEmbedding)
+    return reversible and embedding.output_dim == backbone.dim
 
 
 def described(head: keras.layers.Layer | None) -> dict[str, Any] | None:

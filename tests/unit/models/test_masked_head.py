@@ -18,6 +18,8 @@ from tests.reference import text_folders as text
 from tunekit import saved
 from tunekit.errors import ModelError
 from tunekit.models import masked_head
+from tunekit.models.hub import keras_hub, tensorflow_hidden
+from tunekit.models.initialisation import seeded
 from tunekit.models.loading import load_backbone
 from tunekit.models.masked_head import MaskedHead, with_masked_head
 from tunekit.models.model import Model
@@ -116,3 +118,29 @@ def test_the_head_s_weights_have_names_of_their_own_and_the_table_has_one(tmp_pa
 
 def test_no_head_is_described_as_none() -> None:
     assert masked_head.described(None) is None
+
+
+def test_a_masked_language_model_of_keras_hub_brings_its_head() -> None:
+    sizes = {"vocabulary_size": 99, "num_layers": 1, "hidden_dim": 32, "intermediate_dim": 48}
+    with seeded(0), tensorflow_hidden():
+        models = keras_hub().models
+        body = models.BertBackbone(**sizes, num_heads=4, max_sequence_length=24)
+        task = models.BertMaskedLM(body)
+    head = task.masked_lm_head
+    head._bias.assign(np.arange(99) / 10)
+    head._intermediate_layer_norm.gamma.assign(np.linspace(0.5, 2, 32))
+    model = Model(load_backbone(task, BackboneSpec()))
+    everywhere = np.tile(np.arange(7), (2, 1))
+    segments = np.zeros_like(text.TOKEN_IDS)
+    expected = task({**ITEMS, "segment_ids": segments, "mask_positions": everywhere})
+    got = model.apply({name: value.astype("int32") for name, value in ITEMS.items()})
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_keras_hub_encoder_whose_embedding_is_not_its_own_layer_has_no_such_head() -> None:
+    sizes = {"vocabulary_size": 99, "num_layers": 1, "hidden_dim": 32, "intermediate_dim": 48}
+    with seeded(0), tensorflow_hidden():
+        models = keras_hub().models
+        body = models.DistilBertBackbone(**sizes, num_heads=4, max_sequence_length=24)
+        task = models.DistilBertMaskedLM(body)
+    assert load_backbone(task, BackboneSpec()).language_head is None
