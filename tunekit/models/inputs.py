@@ -15,7 +15,7 @@ from tunekit.models.backbone import Backbone
 from tunekit.models.token_graph import check_token_ids
 
 Inputs = Sequence[Any] | np.ndarray | Image.Image | str | Path
-"""Images of any size, one or several; or token ids, one sequence or several."""
+"""Images of any size, one or several; or texts or token ids, one or several."""
 
 
 def batches(backbone: Backbone, items: Inputs, largest: int) -> tuple[int, Iterator[Any]]:
@@ -45,13 +45,18 @@ def token_columns(backbone: Backbone, items: Any) -> dict[str, np.ndarray]:
 
     Args:
         backbone: whose vocabulary the ids are of.
-        items: ids [N, T] or [T]; sequences of several lengths; or a mapping with "token_ids" and,
-            where some are padding, "padding_mask".
+        items: ids [N, T] or [T]; sequences of several lengths; a mapping with "token_ids" and,
+            where some are padding, "padding_mask"; or a text, or several.
 
     Raises:
-        ModelError: ids are no integers, or lie outside of the vocabulary.
+        ModelError: ids are no integers, or lie outside of the vocabulary; or there is no tokenizer
+            for texts.
     """
     mask = None
+    if isinstance(items, str):
+        items = [items]
+    if isinstance(items, Sequence) and any(isinstance(item, str) for item in items):
+        items = [found.ids for found in backbone.text_tokenizer().encode_many(items)]
     if isinstance(items, Mapping):
         items, mask = items["token_ids"], items.get("padding_mask")
     rows = [items] if len(items) and np.ndim(items[0]) == 0 else items
@@ -59,7 +64,7 @@ def token_columns(backbone: Backbone, items: Any) -> dict[str, np.ndarray]:
     if wrong := [row for row in rows if row.dtype.kind not in "iu" or row.ndim != 1]:
         raise ModelError(
             f"expected sequences of token ids (integers), got {wrong[0].dtype} of shape "
-            f"{wrong[0].shape}; text is turned into ids by the model's tokenizer."
+            f"{wrong[0].shape}."
         )
     length = max((len(row) for row in rows), default=0)
     token_ids = np.zeros((len(rows), length), np.int32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from tests.reference import text_folders as text
 from tests.unit.models.tiny_folders import PROCESSOR, RESNET, resnet_tensors, write
 from tunekit.errors import ModelError
 from tunekit.methods.spec import LoRA
+from tunekit.models import tokenizer_files
 from tunekit.models.loading import load_model
 from tunekit.models.model import Model
 
@@ -46,6 +49,20 @@ def test_an_adapter_that_acts_moves_them_and_batches_do_not(model):
     with model.adapters_disabled():
         np.testing.assert_array_equal(model.hidden_states(ROWS), before)
     model.remove_adapter("tuned")
+
+
+def test_texts_are_cut_into_tokens_by_the_models_tokenizer(model, tmp_path):
+    with pytest.raises(ModelError, match="reads no text: .* has no tokenizer.json"):
+        model.hidden_states("hi")
+    vocabulary = {token: index for index, token in enumerate(["h", "i", "Ġ"])}
+    file = tokenizer_files.byte_pairs(vocabulary, [], "gpt-2", [])
+    text.write("llama", tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    reader = load_model(tmp_path)
+    of_ids = reader.hidden_states([[0, 1], [0, 1, 2, 0]])
+    np.testing.assert_array_equal(reader.hidden_states(["hi", "hi h"]), of_ids)
+    with pytest.raises(ModelError, match="expected sequences of token ids .*got float64"):
+        reader.hidden_states([[0.5, 1.0]])
 
 
 def test_a_layer_that_there_is_not_is_refused(model):
