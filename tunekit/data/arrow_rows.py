@@ -51,6 +51,21 @@ def parquet_rows(path: Path) -> ArrowRows:
     return ArrowRows(table, path.name, _class_names(_schema_features(table.schema.metadata)))
 
 
+def parquet_columns(path: Path) -> tuple[str, ...]:
+    """Returns the columns of a Parquet file, which is not read.
+
+    Raises:
+        DataError: pyarrow is not installed, or the file is no Parquet.
+    """
+    pyarrow = _pyarrow(path)
+    from pyarrow import parquet
+
+    try:
+        return tuple(parquet.read_schema(path).names)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"data.path: {path} is not a Parquet file ({error})") from error
+
+
 def is_dataset_folder(path: Path) -> bool:
     """Returns whether a folder is what `save_to_disk` of Hugging Face datasets writes."""
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()

@@ -49,8 +49,10 @@ def path_rows(path: str | Path, spec: DataSpec, *, tagged: bool = False) -> dict
         return dataset_splits(root, spec)
     if root.is_dir() and tfds.prepared_folder(root):
         return tfds.text_rows(root, spec)
-    files = split_files(root, spec)
-    return {name: _joined([_rows(file, spec, tagged) for file in files[name]]) for name in files}
+    return {
+        name: _joined([file_rows(file, spec, tagged=tagged) for file in files])
+        for name, files in split_files(root, spec).items()
+    }
 
 
 def existing(path: str | Path) -> Path:
@@ -137,7 +139,8 @@ def _stem(file: Path) -> str:
     return file.stem.lower().split("-0")[0]
 
 
-def _rows(file: Path, spec: DataSpec, tagged: bool) -> Rows:
+def file_rows(file: Path, spec: DataSpec, *, tagged: bool = False) -> Rows:
+    """Returns the rows of one file; see `path_rows`."""
     suffix = SUFFIXES.get(file.suffix.lower())
     form = spec.kind if spec.kind in READERS else suffix
     if form is None:

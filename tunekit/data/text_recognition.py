@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from tunekit.data import tfds
-from tunekit.data.arrow_rows import is_dataset_folder
+from tunekit.data.arrow_rows import is_dataset_folder, parquet_columns
 from tunekit.data.columns import Columns
 from tunekit.data.decode import IMAGE_SUFFIXES
 from tunekit.data.examples import Splits, listed
 from tunekit.data.rows import as_row
 from tunekit.data.spec import DataSpec
 from tunekit.data.text_examples import TextSource
-from tunekit.data.text_files import SUFFIXES, path_rows, told_by_name
+from tunekit.data.text_files import SUFFIXES, file_rows, path_rows, split_files, told_by_name
 from tunekit.data.text_kinds import TextKind
 from tunekit.data.text_scan import columns_of
 from tunekit.data.text_values import is_two
@@ -60,8 +60,7 @@ def _of_path(path: str | Path, spec: DataSpec) -> TextKind | None:
     suffix = SUFFIXES.get(Path(path).suffix.lower(), "")
     if spec.kind == "text" or (spec.kind == "auto" and suffix == "text"):
         return "plain"
-    rows = path_rows(path, spec)["train"]
-    columns = columns_of(rows)
+    columns = _columns(path, spec)
     if any(name in columns for name in (*_IMAGES, spec.image_column)) and not spec.text_column:
         return None
     found = _of_columns(columns, spec)
@@ -72,6 +71,20 @@ def _of_path(path: str | Path, spec: DataSpec) -> TextKind | None:
             "prompt_column, response_column"
         )
     return found
+
+
+def _columns(path: str | Path, spec: DataSpec) -> tuple[str, ...]:
+    """Returns the columns of the data to train on, of images as little as can be read."""
+    root = Path(path).expanduser()
+    named = spec.kind == "tfds" or str(path).startswith(tfds.TFDS_PREFIX)
+    if named or (root.is_dir() and tfds.prepared_folder(root)):
+        return tfds.text_features(path)
+    if spec.kind == "datasets" or is_dataset_folder(root):
+        return columns_of(path_rows(path, spec)["train"])
+    first = split_files(root, spec)["train"][0]
+    if spec.kind == "parquet" or SUFFIXES.get(first.suffix.lower()) == "parquet":
+        return parquet_columns(first)
+    return columns_of(file_rows(first, spec))
 
 
 def _may_hold_texts(path: str | Path, spec: DataSpec) -> bool:
@@ -99,19 +112,22 @@ def _of_columns(there: tuple[str, ...], spec: DataSpec) -> TextKind | None:
     def has(*parts: str) -> bool:
         return all(columns.guess(part) for part in parts)
 
+    pair = bool(columns.pair()) or spec.pair_column in there
     label = spec.label_column in there or spec.label_column != DataSpec().label_column
-    text = spec.text_column in there or has("text") or bool(columns.pair())
+    text = spec.text_column in there or has("text")
     if has("messages") or spec.prompt_column or spec.response_column:
         return "dialogue"
     if has("words", "tags") and not (text and label):
         return "tagged"
     if has("question", "context") and columns.guess("answers")[:1] == ["answers"]:
         return "answers"
-    if text and label:
+    if (text or pair) and label:
         return "labelled"
     if has("prompt", "response"):
         return "dialogue"
-    if text and has("label"):
+    if pair and (has("score") or not has("label")):
+        return "pairs"
+    if (text or pair) and has("label"):
         return "labelled"
     return "plain" if text else None
 

@@ -92,8 +92,7 @@ def text_rows(path: str | Path, spec: DataSpec) -> dict[str, Rows]:
     Raises:
         DataError: the dataset or a split does not exist.
     """
-    folder = None if str(path).startswith(TFDS_PREFIX) else prepared_folder(Path(path).expanduser())
-    builder = _builder(folder or f"{TFDS_PREFIX}{str(path).removeprefix(TFDS_PREFIX)}")
+    builder = _builder_at(path)
     issues: list[Issue] = []
     splits = _split_names(builder, spec, issues)
     if issues:
@@ -109,6 +108,19 @@ def text_rows(path: str | Path, spec: DataSpec) -> dict[str, Rows]:
         )
         for name, split in splits.items()
     }
+
+
+def text_features(path: str | Path) -> tuple[str, ...]:
+    """Returns the names of a dataset's features, none where one of them is an image.
+
+    Raises:
+        DataError: the dataset does not exist.
+    """
+    features = _builder_at(path).info.features
+    import tensorflow_datasets as tfds
+
+    images = any(isinstance(feature, tfds.features.Image) for feature in features.values())
+    return () if images else tuple(features)
 
 
 @dataclass(frozen=True)
@@ -133,6 +145,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
     return _plain(value.tolist()) if hasattr(value, "tolist") else value
+
+
+def _builder_at(path: str | Path) -> Any:
+    """Returns the builder of a name, or of a prepared folder at a path or below it."""
+    bare = str(path).removeprefix(TFDS_PREFIX)
+    folder = prepared_folder(Path(bare).expanduser()) if bare == str(path) else None
+    return _builder(folder or f"{TFDS_PREFIX}{bare}")
 
 
 def _builder(path: str | Path) -> Any:

@@ -70,6 +70,13 @@ def test_parquet_without_class_names_has_numbers(tmp_path):
     assert recognised(tmp_path, DataSpec()) == "labelled"
 
 
+def test_parquet_and_datasets_of_images_are_no_texts(tmp_path):
+    columns = {"image": [b"png"], "label": [0], "text": ["a caption"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert recognised(tmp_path / "a.parquet", DataSpec()) is None
+    assert recognised(saved(tmp_path / "saved", [columns]), DataSpec()) is None
+
+
 def test_nested_columns_of_parquet_become_plain_values(tmp_path):
     answers = [{"text": ["Ada"], "answer_start": [3]}]
     columns = {"question": ["Who?"], "context": ["It Ada."], "answers": answers}
@@ -129,8 +136,9 @@ def test_what_is_no_saved_dataset_is_an_error(dataset, tmp_path):
 
 def test_a_file_that_is_no_parquet_is_an_error(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"a\.parquet is not a Parquet file"):
-        opened(tmp_path / "a.parquet")
+    for read in (opened, lambda path: recognised(path, DataSpec())):
+        with pytest.raises(DataError, match=r"a\.parquet is not a Parquet file"):
+            read(tmp_path / "a.parquet")
 
 
 def test_without_pyarrow_the_message_says_what_to_install(tmp_path, monkeypatch):
