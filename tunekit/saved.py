@@ -32,13 +32,15 @@ from tunekit.models.adapters import (
     head_from_json,
     head_spec_from_json,
 )
-from tunekit.models.backbone import Backbone
+from tunekit.models.backbone import Backbone, HiddenLayer
 from tunekit.models.initialisation import without_values
 from tunekit.models.model import Model
 from tunekit.models.preprocessing import ImagePreprocessing
 
 _HEADS = "adapter_heads/"
 """Before the names of the values of heads that adapters remember."""
+_POOLER = "pooler/"
+"""Before the names of the arrays of BERT's pooler, which no graph has before a classifier's."""
 
 
 def described(model: Model) -> dict[str, Any]:
@@ -64,6 +66,8 @@ def described(model: Model) -> dict[str, Any]:
             "max_length_tokens": backbone.max_length_tokens,
         },
         "language_head": masked_head.described(backbone.language_head),
+        "pooler": backbone.pooler
+        and {"shape": backbone.pooler.kernel.shape, "activation": backbone.pooler.activation},
         "quantize": model.quantization,
         "labels": list(model.labels),
         "head": asdict(model.head_spec),
@@ -98,7 +102,13 @@ def rebuilt(description: Mapping[str, Any]) -> Model:
         own_head = masked_head.rebuilt(body, description.get("language_head"))
     given = facts.pop("preprocessing")
     preprocessing = None if given is None else ImagePreprocessing.from_json(given)
-    backbone = Backbone(keras=body, preprocessing=preprocessing, language_head=own_head, **facts)
+    backbone = Backbone(
+        keras=body,
+        preprocessing=preprocessing,
+        language_head=own_head,
+        pooler=_blank_pooler(description.get("pooler")),
+        **facts,
+    )
     model = Model(
         backbone,
         description["labels"],
@@ -110,6 +120,21 @@ def rebuilt(description: Mapping[str, Any]) -> Model:
     entries = {name: _entry(each) for name, each in description.get("adapters", {}).items()}
     active = tuple((name, float(weight)) for name, weight in description.get("active", ()))
     return model.take_adapters(AdapterSet(entries, active))
+
+
+def _blank_pooler(description: Mapping[str, Any] | None) -> HiddenLayer | None:
+    if description is None:
+        return None
+    inputs, outputs = description["shape"]
+    kernel, bias = np.zeros((inputs, outputs), np.float32), np.zeros(outputs, np.float32)
+    return HiddenLayer(kernel, bias, description["activation"])
+
+
+def _pooler_arrays(model: Model) -> dict[str, np.ndarray]:
+    pooler = model.backbone.pooler
+    if pooler is None:
+        return {}
+    return {f"{_POOLER}kernel": pooler.kernel, f"{_POOLER}bias": pooler.bias}
 
 
 def _entry(description: Mapping[str, Any]) -> Entry:
@@ -154,9 +179,10 @@ def _inputs(model: Model) -> Any:
 
 
 def arrays(model: Model) -> dict[str, Any]:
-    """Returns all values of the model: its variables' and those of heads that adapters remember."""
+    """Returns all values of the model: of variables, its pooler, and heads adapters remember."""
     merged = tuple(f"adapters/{name}/" for name, _ in model.adapters.merged)
     found = {n: v.value for n, v in model.variables().items() if not n.startswith(merged)}
+    found |= _pooler_arrays(model)
     for name, entry in _apart(model).items():
         values = entry.head.values if entry.head else {}
         found |= {f"{_HEADS}{name}/{leaf}": value for leaf, value in values.items()}
@@ -178,10 +204,14 @@ def read_weights(path: Path, model: Model) -> None:
     """
     tensors, variables = read_tensors(path), model.variables()
     own = {name: t for name, t in tensors.items() if not name.startswith(_HEADS)}
-    if wrong := mismatches(own, variables, dtypes=True):
+    if wrong := mismatches(own, {**variables, **_pooler_arrays(model)}, dtypes=True):
         raise ModelError(f"{path} does not fit the model beside it:\n  {listed(wrong)}")
     for name, variable in variables.items():
         variable.assign(tensors[name])
+    if model.backbone.pooler is not None:
+        read = {name: tensors[f"{_POOLER}{name}"] for name in ("kernel", "bias")}
+        pooler = replace(model.backbone.pooler, **read)
+        model.backbone = replace(model.backbone, pooler=pooler)
     adapters = model.adapters
     for name, entry in adapters.entries.items():
         if entry.head is not None:

@@ -275,6 +275,12 @@ def quantized_layers(model: Model) -> tuple[str, ...]:
     return tuple(n for n, layer in model._inference.layers.items() if is_quantized(layer))
 
 
+def packed_kernels(model: Model) -> dict[str, tuple[int, ...]]:
+    """Returns the shape that each packed kernel had, by the name that it had."""
+    layers: Any = model._inference.layers
+    return {f"{name}/kernel": layers[name].kernel.shape for name in quantized_layers(model)}
+
+
 def _merged_values(model: Model, seed: int) -> dict[str, jax.Array]:
     """What the network's variables would hold with the active adapters merged into them."""
     adapters = model.adapters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
@@ -14,6 +15,7 @@ from tunekit import __version__
 from tunekit.data.source import Source, Splits
 from tunekit.folder import plain
 from tunekit.methods.spec import shortest
+from tunekit.models.adapted import packed_kernels
 from tunekit.models.model import Model
 
 PACKAGES = ("keras", "keras-hub", "jax", "numpy")
@@ -47,7 +49,7 @@ def run_report(
         phases: what became of each.
         audit: how far each part moved.
     """
-    sizes = {name: int(np.prod(v.shape)) for name, v in model.variables().items()}
+    sizes = _parameters(model)
     moved = sum(sizes[name] for name in trained)
     device = jax.devices()[0]
     return {
@@ -67,6 +69,14 @@ def run_report(
         "phases": list(phases),
         "audit": dict(audit),
     }
+
+
+def _parameters(model: Model) -> dict[str, int]:
+    """How many numbers each variable holds; of packed kernels, how many their codes stand for."""
+    packed = packed_kernels(model)
+    codes = tuple(f"{name}_" for name in packed)
+    whole = {n: v.shape for n, v in model.variables().items() if not n.startswith(codes)}
+    return {name: math.prod(shape) for name, shape in {**whole, **packed}.items()}
 
 
 def _adapter_report(model: Model, name: str) -> dict[str, Any]:

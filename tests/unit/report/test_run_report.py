@@ -50,6 +50,18 @@ def test_a_report_has_data_parameters_and_cost(model):
     assert json.loads(json.dumps(report)) == report
 
 
+def test_of_packed_kernels_the_report_counts_the_weights_that_they_stand_for(model):
+    inputs = keras.Input((8, 8, 3))
+    hidden = keras.layers.Dense(128, name="up")(inputs)
+    body = keras.Model(inputs, keras.layers.Dense(2, name="down")(hidden))
+    packed = Model(Backbone(body, ImagePreprocessing((8, 8)), "map", "plain", "tiny"), ("a", "b"))
+    splits = open_data((images(2), ["a", "b"]), DataSpec(validation_fraction=0), seed=0)
+    kinds = {"trained": (), "seconds": 0.0, "compiles": 0}
+    before = run_report(packed, splits, **kinds, **RECORD)["parameters"]
+    packed.quantize("nf4")
+    assert run_report(packed, splits, **kinds, **RECORD)["parameters"] == before
+
+
 def test_a_reports_memory_is_that_of_the_phase_that_held_most(model):
     splits = open_data((images(2), ["cat", "dog"]), DataSpec(validation_fraction=0), seed=0)
     kinds = {"trained": (), "seconds": 0.0, "compiles": 0}
