@@ -71,7 +71,7 @@ def measured(name: str, seed: int) -> dict[str, Any]:
     from tests.reference.folders import folder
     from tunekit.models.loading import load_model
     from tunekit.recipe import Recipe
-    from tunekit.run import session
+    from tunekit.session import session
     from tunekit.training.progress import SilentReporter
 
     clock = [time.process_time()]

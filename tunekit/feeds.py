@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -333,3 +333,20 @@ def _measuring(start: Forward | Cut) -> Any:
     if isinstance(start, Cut):
         return replace(start, forward=replace(start.forward, largest_momentum=0.0))
     return replace(start, largest_momentum=0.0)
+
+
+def training_pixels(
+    recipe: Recipe, model: Model, task: ImageClassification, splits: Splits
+) -> Iterator[np.ndarray]:
+    """Yields the training images in batches, in an order of their own."""
+    batches = Batches(
+        splits.train,
+        task.encoder(model.preprocessing),
+        batch_size=min(recipe.batch.size, len(splits.train)),
+        seed=recipe.seed,
+        shuffle=True,
+        workers=recipe.batch.workers,
+        prefetch=recipe.batch.prefetch,
+    )
+    for batch in batches.epoch(0):
+        yield batch["image"]

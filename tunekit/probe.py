@@ -28,10 +28,11 @@ from tunekit.models.loading import load_model
 from tunekit.models.model import Model
 from tunekit.models.spec import Dtype
 from tunekit.plans.phase import Phase
+from tunekit.ready_model import check_given
 from tunekit.recipe import Recipe
 from tunekit.report.probe_plot import plot_probe
-from tunekit.run import check_given
 from tunekit.tasks.image_classification import ImageClassification
+from tunekit.tasks.spec import labels_of_images
 
 GRADIENT_BATCHES = 8
 
@@ -186,7 +187,8 @@ class _Probing:
 
     def __init__(self, recipe: Recipe, model: Model, splits: Splits) -> None:
         """Checks that the data can be probed; nothing is measured yet."""
-        self._task = ImageClassification.bind(recipe.task, splits.train)
+        spec = labels_of_images(recipe.task, "a probe")
+        self._task = ImageClassification.bind(spec, splits.train)
         self._train, self._validation = splits.train, _judging(splits, self._task)
         self._groups = [group for group in model.groups() if group.kind != "head"]
         self._read = DepthFeatures.of(model)

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
-from tunekit import saved
-from tunekit.data.decode import IMAGE_SUFFIXES
-from tunekit.data.pipeline import Batches, Encode
-from tunekit.data.source import Source, UnlabelledImages, open_examples, open_images
-from tunekit.data.spec import DataSpec
-from tunekit.errors import DataError, ExportError, ModelError, did_you_mean
-from tunekit.evaluation.evaluate import collect_logits
-from tunekit.evaluation.metrics import classification_metrics
+from tunekit import image_answers, saved, text_answers
+from tunekit.data.spec import BatchSpec, DataSpec
+from tunekit.errors import ExportError, ModelError, did_you_mean
 from tunekit.export.peft import export_peft
 from tunekit.folder import plain, read_json, read_text, replacing, table, write_json
 from tunekit.methods.merge_forecast import MergeForecast
+from tunekit.models import tokenizer_files
 from tunekit.models.model import Model
+from tunekit.models.tokenizing import Tokenizer
 from tunekit.report.plots import plot_result
 from tunekit.report.run import versions
-from tunekit.tasks.image_classification import ImageClassification, Prediction
+from tunekit.tasks import registry
+from tunekit.tasks.image_classification import ImageClassification
+from tunekit.tasks.registry import Task
 
 MODEL_FILE, WEIGHTS_FILE, RECIPE_FILE = "model.json", "model.safetensors", "recipe.yaml"
 RECORDS = ("history", "metrics", "report")
@@ -37,6 +35,7 @@ FILES = (
     "labels.json",
     "history.csv",
     *(f"{name}.json" for name in RECORDS),
+    *tokenizer_files.FILES,
 )
 RUN_FOLDER = "checkpoints"
 """Marks the folder of a run that has not saved its result yet."""
@@ -44,9 +43,9 @@ MARKS = (MODEL_FILE, RUN_FOLDER)
 """A folder with one of these in it is tunekit's to write to."""
 FORMAT = 2
 """Raised when an older tunekit could not read what this one writes."""
-LARGEST_BATCH = 32
 EXPORTS = {"peft": export_peft}
 """What writes each format."""
+_KEPT = ("label_separator", "on_unreadable")
 
 
 @dataclass(eq=False, repr=False)
@@ -69,7 +68,7 @@ class Result:
     """Of the final model on the test split, or on the validation split where there is none."""
     report: dict[str, Any]
     """Versions, device, data, parameters, seconds."""
-    task: ImageClassification
+    task: Task
 
     def __repr__(self) -> str:
         """Returns where the backbone came from, the labels and the accuracy."""
@@ -87,45 +86,45 @@ class Result:
         Raises:
             DataError: the data cannot be read, or has labels that the model does not know.
         """
-        source = open_examples(data, self.model.labels, _data_spec(self.recipe))
-        if source.multi_label and not self.task.multi_label:
-            raise DataError(
-                "data: has several labels an image, but the model was trained to give one"
-            )
-        batches = _batches(source, self.task.encoder(self.model.preprocessing))
-        logits, labels = collect_logits(self.model.apply, batches)
-        return classification_metrics(
-            logits,
-            labels,
-            self.model.labels,
-            multi_label=self.task.multi_label,
-            top_k=self.task.top_k,
+        columns = _data_spec(self.recipe)
+        if isinstance(self.task, ImageClassification):
+            return image_answers.evaluate(self.model, self.task, data, columns)
+        return text_answers.evaluate(
+            self.model, self.task, data, columns, _batch_spec(self.recipe)
         )
 
-    def predict(self, items: Any, *, threshold: float = 0.5) -> list[Prediction]:
-        """Returns one prediction an image, in the order given.
+    def predict(self, items: Any, **options: Any) -> list[Any]:
+        """Returns one prediction an item, in the order given.
 
         Args:
             items: path of an image or of a folder of images (those below it in order of path), PIL
                 image, array [H, W, 3] with pixels 0..255; a list of these; or an array
-                [N, H, W, 3].
-            threshold: several labels an image: the least probability of a label that is given.
+                [N, H, W, 3]. Of a model of texts: a text, or what else its task is of (a pair, a
+                list of words, a question and its context); a list of these; or a .txt file.
+            **options: of the task, such as `threshold`: several labels each, the least probability
+                of a label that is given.
 
         Raises:
-            DataError: an image is missing or cannot be read.
+            DataError: an image is missing or cannot be read, or an item is not of the task.
         """
-        images = open_images(_with_folders_opened(items))
-        preprocessing = self.model.preprocessing
-        logits = np.concatenate(
-            [
-                self.model.apply(batch["image"])[batch["weight"] > 0]
-                for batch in _batches(
-                    images, lambda example, _: {"image": preprocessing.to_pixels(example["image"])}
-                )
-            ]
-        )
-        names = [images.images.name(i) for i in range(len(images))]
-        return self.task.decode(logits, ids=names, threshold=threshold)
+        if isinstance(self.task, ImageClassification):
+            return image_answers.predict(self.model, self.task, items, **options)
+        batch = _batch_spec(self.recipe)
+        return text_answers.predict(self.model, self.task, items, batch, **options)
+
+    def generate(self, prompts: Any, **options: Any) -> Any:
+        """Returns what a language model writes on; see `tunekit.generate.generate`.
+
+        Args:
+            prompts: a text, a list of texts, or a dialogue as a list of messages.
+            **options: max_new_tokens, temperature, top_k, top_p, stream, seed…
+
+        Raises:
+            ModelError: it is no causal language model, or has no tokenizer.
+        """
+        from tunekit.generate import generate
+
+        return generate(self.model, prompts, **options)
 
     def plot(self, path: str | Path | None = None) -> Path:
         """Writes curves and confusion matrix as a PNG; returns its path.
@@ -152,7 +151,7 @@ class Result:
         if self.model.quantization is None or items is None:
             self.model.merge()  # Of a quantised backbone it says what it needs.
             return None
-        items = _with_folders_opened(items)
+        items = image_answers.with_folders_opened(items)
         forecast = self.model.merge_forecast(items)
         self.model.merge(items, least_agreement=least_agreement)
         return forecast
@@ -194,10 +193,13 @@ class Result:
                 "format": FORMAT,
                 "versions": versions(),
                 **saved.described(self.model),
-                "task": asdict(self.task),
+                "task": registry.to_json(self.task),
             }
             write_json(new / MODEL_FILE, description)
             saved.write_weights(new / WEIGHTS_FILE, self.model)
+            if (tokenizer := self.model.backbone.tokenizer) is not None:
+                for name, text in tokenizer.files.items():
+                    (new / name).write_text(text, encoding="utf-8")
             # safetensors makes files that only their owner may read.
             shutil.copymode(new / MODEL_FILE, new / WEIGHTS_FILE)
             (new / RECIPE_FILE).write_text(_yaml(self.recipe), encoding="utf-8")
@@ -228,12 +230,9 @@ def load(folder: str | Path) -> Result:
     _warn_of_other_versions(folder, description["versions"])
     model = saved.rebuilt(description)
     saved.read_weights(folder / WEIGHTS_FILE, model)
-    task = description["task"]
-    weights = task["class_weights"]
-    task |= {
-        "label_names": tuple(task["label_names"]),
-        "class_weights": None if weights is None else tuple(weights),
-    }
+    if model.backbone.takes == "tokens":
+        model.backbone = replace(model.backbone, tokenizer=Tokenizer.from_folder(folder))
+    task = registry.from_json(description["task"])
     history, metrics, report = (read_json(folder / f"{name}.json") for name in RECORDS)
     return Result(
         model,
@@ -241,7 +240,7 @@ def load(folder: str | Path) -> Result:
         history,
         metrics,
         report,
-        ImageClassification(**task),
+        task,
     )
 
 
@@ -291,36 +290,18 @@ def _minor(version: str) -> list[str]:
 def _data_spec(recipe: Any) -> DataSpec:
     """The columns of the run's data; everything else about it was for training."""
     data = recipe.get("data", {}) if isinstance(recipe, Mapping) else asdict(recipe.data)
-    kept = ("image_column", "label_column", "label_separator", "on_unreadable")
+    kept = [name for name in data if name.endswith("_column")] + [*_KEPT]
     return DataSpec(**{name: data[name] for name in kept if name in data})
+
+
+def _batch_spec(recipe: Any) -> BatchSpec:
+    """How the run's texts became batches."""
+    batch = recipe.get("batch", {}) if isinstance(recipe, Mapping) else asdict(recipe.batch)
+    known = {field.name for field in fields(BatchSpec)}
+    return BatchSpec(**{name: value for name, value in batch.items() if name in known})
 
 
 def _yaml(recipe: Any) -> str:
     if isinstance(recipe, Mapping):
         return yaml.safe_dump(dict(recipe), sort_keys=False)
     return recipe.to_yaml()
-
-
-def _batches(source: Source | UnlabelledImages, encode: Encode) -> Iterator[dict[str, np.ndarray]]:
-    # Powers of two, so that calls with few images share a handful of programs.
-    size = min(LARGEST_BATCH, 1 << (len(source) - 1).bit_length())
-    return Batches(source, encode, batch_size=size, seed=0, shuffle=False).epoch(0)
-
-
-def _with_folders_opened(items: Any) -> Any:
-    """Returns `items` with each folder replaced by the images below it."""
-    if isinstance(items, (str, Path)):
-        items = [items]
-    if not isinstance(items, (list, tuple, Iterator)):
-        return items
-    return [each for item in items for each in _opened(item)]
-
-
-def _opened(item: Any) -> Iterable[Any]:
-    if not isinstance(item, (str, Path)) or not Path(item).expanduser().is_dir():
-        return [item]
-    folder = Path(item).expanduser()
-    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not images:
-        raise DataError(f"{folder}: no image in this folder or below it")
-    return images

@@ -13,13 +13,12 @@ import numpy as np
 
 from tunekit.data.features import FeatureStore
 from tunekit.errors import TrainingError
-from tunekit.methods.attach import attach
 from tunekit.methods.spec import LoRA
+from tunekit.models.adapted import fresh_adapter
 from tunekit.models.model import Model
-from tunekit.models.targets import places_of, targets_of
 from tunekit.recipe import Recipe
 from tunekit.result import Result
-from tunekit.run import Session, session
+from tunekit.session import Session, session
 from tunekit.training.members import Members
 from tunekit.training.progress import Reporter, SilentReporter
 from tunekit.training.step import Values
@@ -110,8 +109,7 @@ def _fresh_values(each: Session) -> Values:
     """What the recipe's own seed draws: the head, and what trains of the adapter."""
     values, model, seed = each.fresh_head(), each.model, each.recipe.seed
     for prefix, present in model.adapters.by_prefix.items():
-        spec = present.spec
-        fresh = attach(spec, places_of(model, targets_of(spec, model)), seed=seed)
+        fresh = fresh_adapter(model, present.spec, seed=seed)
         own = fresh.values().items()
         values |= {f"{prefix}/{name}": v for name, v in own if fresh.roles[name] == "weight"}
     return values

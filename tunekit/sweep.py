@@ -24,6 +24,7 @@ from tunekit.sweep_record import MARKS, Sweep, monitored
 from tunekit.sweep_search import Search
 from tunekit.sweep_space import Space, check_count
 from tunekit.tasks.image_classification import ImageClassification
+from tunekit.tasks.spec import labels_of_images
 from tunekit.training.progress import reporter
 
 AT_ONCE = 8
@@ -149,6 +150,7 @@ def _checked_data(recipe: Recipe, data: Any, metric: str) -> Splits | None:
     """
     if data is None and recipe.data.path is None:
         return None
+    spec = labels_of_images(recipe.task, "a sweep")
     splits = open_data(data, recipe.data, seed=recipe.seed)
     source = splits.validation
     if source is None:
@@ -156,7 +158,7 @@ def _checked_data(recipe: Recipe, data: Any, metric: str) -> Splits | None:
             "data: a sweep compares its members by validation data, and there is none. Give "
             "data.validation, or a data.validation_fraction above 0."
         )
-    task = ImageClassification.bind(recipe.task, splits.train)
+    task = ImageClassification.bind(spec, splits.train)
     classes = len(task.label_names)
     labels = np.asarray(source.label_array)
     if task.multi_label and labels.ndim == 1:

@@ -9,7 +9,7 @@ import pytest
 from tests.contract.families import fixed, images, plain_cnn
 from tunekit import HeadSpec, Phase, Recipe, RuntimeSpec, finetune, load_model, run
 from tunekit.errors import CheckpointError, DataError, ModelError, RecipeError, SelectionError
-from tunekit.run import Session
+from tunekit.session import Session
 
 QUICK = {"batch_size": 8, "progress": "none", "epochs": 1}
 

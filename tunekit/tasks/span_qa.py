@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from tunekit.tasks.text_items import Items, outputs_of, text_inputs
 from tunekit.tasks.text_task import Outputs, Stands
 
 if TYPE_CHECKING:
-    from tunekit.data.text_source import TextKind
+    from tunekit.data.text_kinds import TextKind
 
 _LOWEST = -1e9
 """Stands for the logit of a token that may not be an answer; finite, for a gradient of zero."""
@@ -41,8 +41,6 @@ class SpanQA:
     int32 [B, max_length, 2], the characters of each token in the context.
     """
 
-    kind: ClassVar[TextKind] = "answers"
-
     stride: int = 128
     """Tokens that two windows of a long context share."""
     max_answer_tokens: int = 30
@@ -56,6 +54,11 @@ class SpanQA:
         train = splits.train
         may_be_empty = any(not train[i]["answers"] for i in range(len(train)))
         return cls(spec.stride, spec.max_answer_tokens, may_be_empty)
+
+    @property
+    def kind(self) -> TextKind:
+        """What its examples are."""
+        return "answers"
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval, Lt, MinLen
 
-from tunekit.errors import did_you_mean
+from tunekit.errors import Issue, RecipeError, did_you_mean
 
 _STRICT: Any = {"extra": "forbid", "use_attribute_docstrings": True}
 Loss = Literal["mse", "mae", "huber"]
@@ -170,6 +170,20 @@ TASK_NAMES = tuple(_BY_NAME)
 def named_task(name: str) -> TaskSpec:
     """Returns the task of a name, with its defaults."""
     return _BY_NAME[name](name=name)
+
+
+def labels_of_images(spec: TaskSpec, what: str) -> ClassificationSpec:
+    """Returns the task of images with labels, which alone `what` is for.
+
+    Raises:
+        RecipeError: another one is asked for.
+    """
+    if spec.name not in ("auto", "image_classification"):
+        raise RecipeError(
+            [Issue("task", f"{what} is for image_classification; got {spec.name}.")]
+        )
+    assert isinstance(spec, ClassificationSpec)
+    return spec
 
 
 def spelt_out(tree: Any) -> Any:

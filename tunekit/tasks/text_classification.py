@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ from tunekit.tasks.text_items import outputs_of, text_columns, text_inputs, text
 from tunekit.tasks.text_task import Outputs, Stands
 
 if TYPE_CHECKING:
-    from tunekit.data.text_source import TextKind
+    from tunekit.data.text_kinds import TextKind
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,6 @@ class TextClassification:
     Batches have "label" int32 [B] (multi-label: float32 [B, C]), and pairs "token_types" int32
     [B, T]; `augment_batch` adds "target" float32 [B, C].
     """
-
-    kind: ClassVar[TextKind] = "labelled"
 
     label_names: tuple[str, ...]
     """Labels in the order of the logits."""
@@ -61,6 +59,11 @@ class TextClassification:
         """
         pairs = not isinstance(splits.train[0]["text"], str)
         return cls(**bound_labels(spec, splits.train), top_k=spec.top_k, pairs=pairs)
+
+    @property
+    def kind(self) -> TextKind:
+        """What its examples are."""
+        return "labelled"
 
     @property
     def stands_on(self) -> Stands:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from tunekit.tasks.text_items import outputs_of, text_columns, text_inputs, text
 from tunekit.tasks.text_task import Outputs, Stands
 
 if TYPE_CHECKING:
-    from tunekit.data.text_source import TextKind
+    from tunekit.data.text_kinds import TextKind
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,6 @@ class TextRegression:
 
     Batches have "target" float32 [B], standardised, and pairs "token_types" int32 [B, T].
     """
-
-    kind: ClassVar[TextKind] = "number"
 
     mean: float = 0.0
     """Of the training numbers."""
@@ -60,6 +58,11 @@ class TextRegression:
             error=spec.loss,
             pairs=not isinstance(splits.train[0]["text"], str),
         )
+
+    @property
+    def kind(self) -> TextKind:
+        """What its examples are."""
+        return "number"
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from tunekit.data.examples import Source
 from tunekit.data.pipeline import Encode
+from tunekit.data.text_kinds import TextKind
 from tunekit.models.tokenizing import Tokenizer
 
 Stands = Literal["text", "token", "language", "none"]
@@ -23,6 +24,11 @@ class TextTask(Protocol):
     Batches have "token_ids" and "padding_mask" int32 [B, T], "weight" float32 [B] (0 on padded
     rows), "index" int32 [B], and the task's own columns.
     """
+
+    @property
+    def kind(self) -> TextKind:
+        """What its examples are."""
+        ...
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -62,8 +68,6 @@ class TextTask(Protocol):
         """Returns what the model takes: token ids, padding mask and what else it can be told."""
         ...
 
-    def loss(
-        self, outputs: Any, batch: Mapping[str, jax.Array], /
-    ) -> tuple[jax.Array, jax.Array]:
+    def loss(self, outputs: Any, batch: Mapping[str, jax.Array], /) -> tuple[jax.Array, jax.Array]:
         """Returns the summed loss and the summed weight; traced."""
         ...

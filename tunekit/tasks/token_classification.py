@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from tunekit.tasks.text_items import Items, opening, outputs_of, text_inputs
 from tunekit.tasks.text_task import Outputs, Stands
 
 if TYPE_CHECKING:
-    from tunekit.data.text_source import TextKind
+    from tunekit.data.text_kinds import TextKind
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,6 @@ class TokenClassification:
     word's first token, -1 where it has none, because the text was cut off before or the tokenizer
     keeps nothing of it.
     """
-
-    kind: ClassVar[TextKind] = "tagged"
 
     label_names: tuple[str, ...]
     """Tags in the order of the logits."""
@@ -54,6 +52,11 @@ class TokenClassification:
         """
         names = tuple(splits.train.label_names)
         return cls(names, tag_scheme(names, spec.scheme), spec.label_all_pieces)
+
+    @property
+    def kind(self) -> TextKind:
+        """What its examples are."""
+        return "tagged"
 
     @property
     def multi_label(self) -> bool:

@@ -1,0 +1,82 @@
+"""A tuned language model beside its base: the same texts judged, the same prompts answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from tunekit.data.examples import Source
+from tunekit.evaluation.generated import Generate, as_base, sample_scores, samples
+from tunekit.models.generation import Generator
+from tunekit.models.model import Model
+from tunekit.tasks.language_modelling import LanguageModelling
+from tunekit.text_answers import tokenizer_of
+
+SCORES = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match")
+
+
+def writer(generator: Generator, task: LanguageModelling) -> Generate:
+    """Returns what lets the model answer prompts, always with its likeliest token."""
+    tokenizer = tokenizer_of(generator.model)
+
+    def generate(prompts: Sequence[Sequence[int]]) -> list[str]:
+        answers = generator.generate(
+            prompts, max_new_tokens=task.max_new_tokens, stop_ids=tokenizer.stop_ids
+        )
+        return [tokenizer.decode(answer).strip() for answer in answers]
+
+    return generate
+
+
+def beside_base(
+    model: Model,
+    task: LanguageModelling,
+    source: Source,
+    base_values: Mapping[str, jax.Array],
+    judged: Callable[[], dict[str, Any]],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns the tuned model's scores with the base's metrics under "base", and the answers.
+
+    Args:
+        model: tuned.
+        task: says what a prompt is, and how many are answered.
+        source: of prompts and references.
+        base_values: what variables of the network held before they were trained.
+        judged: the metrics of the model as it is at that moment.
+    """
+    with as_base(model, base_values):
+        base = judged()
+    longest = model.backbone.max_length_tokens
+    rows = samples(
+        model,
+        source,
+        task.samples,
+        task=task,
+        generate=writer(Generator(model), task),
+        base_values=base_values,
+        longest=None if longest is None else longest - task.max_new_tokens,
+    )
+    if not rows:
+        return {"base": base}, []
+    scores = sample_scores(rows)
+    tuned = {name: scores["tuned"][name] for name in SCORES}
+    tuned["generated"] = len(rows)
+    base |= {name: scores["base"][name] for name in SCORES}
+    return {**tuned, "base": base, "signatures": scores["tuned"]["signatures"]}, rows
+
+
+@contextmanager
+def holding(model: Model, values: Mapping[str, jax.Array]) -> Iterator[None]:
+    """Within the block the model's variables, those of adapters too, hold these values."""
+    variables = model.variables()
+    before = {name: variables[name].value for name in values}
+    try:
+        for name, value in values.items():
+            variables[name].assign(value)
+        yield
+    finally:
+        for name, value in before.items():
+            variables[name].assign(value)

@@ -1,0 +1,109 @@
+"""What a model of texts answers: metrics on examples, predictions on others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tunekit.data.examples import Source
+from tunekit.data.sequences import SequenceBatches, buckets
+from tunekit.data.spec import BatchSpec, DataSpec
+from tunekit.data.text_source import open_text_examples
+from tunekit.errors import DataError, ModelError
+from tunekit.evaluation.text import evaluate as metrics_of
+from tunekit.models.model import Model
+from tunekit.models.tokenizing import Tokenizer
+from tunekit.tasks.text_task import TextTask
+
+LARGEST_BATCH = 32
+LONGEST = 512
+"""Tokens of a text where neither recipe nor model say less: what attention takes grows squarely."""
+_TEXT_SUFFIXES = (".txt",)
+
+
+def evaluate(
+    model: Model, task: TextTask, data: Any, columns: DataSpec, batch: BatchSpec
+) -> dict[str, Any]:
+    """Returns the metrics of the model on examples.
+
+    Raises:
+        DataError: the data cannot be read, or has labels that the model does not know.
+    """
+    source = open_text_examples(data, task.label_names, columns, task.kind)
+    return metrics_on(model, task, source, batch)
+
+
+def metrics_on(model: Model, task: TextTask, source: Source, batch: BatchSpec) -> dict[str, Any]:
+    """Returns the metrics of the model on the examples of a source."""
+    tokenizer, length = tokenizer_of(model), longest(batch, model)
+    prepared = task.prepared(source, tokenizer, length, training=False, seed=0)
+    batches = SequenceBatches(
+        prepared,
+        task.encoder(tokenizer, length),
+        batch_size=min(LARGEST_BATCH, batch.size, len(prepared)),
+        seed=0,
+        shuffle=False,
+        buckets=buckets(length),
+        pad_id=tokenizer.pad_id,
+    )
+    return metrics_of(task, source, batches.epoch(0), model.apply)
+
+
+def predict(
+    model: Model, task: TextTask, items: Any, batch: BatchSpec, **options: Any
+) -> list[Any]:
+    """Returns one prediction an item, in the order given.
+
+    Args:
+        model: what predicts.
+        task: says what an item is: a text, a pair, words, a question with its context.
+        items: of these; a path of a .txt file is its lines.
+        batch: whose longest text counts.
+        options: of the task's own `predict`.
+
+    Raises:
+        DataError: an item is none of these.
+    """
+    items = _lines(items)
+    length = longest(batch, model)
+    return task.predict(items, tokenizer_of(model), length, model.apply, **options)  # pyright: ignore
+
+
+def tokenizer_of(model: Model) -> Tokenizer:
+    """Returns the model's tokenizer.
+
+    Raises:
+        ModelError: it has none.
+    """
+    if model.backbone.tokenizer is None:
+        raise ModelError(
+            f"the model on '{model.backbone.source}' has no tokenizer, so it takes no text; give "
+            "token ids to model.logits, or load it from a folder with its tokenizer.json."
+        )
+    return model.backbone.tokenizer
+
+
+def longest(batch: BatchSpec, model: Model) -> int:
+    """Returns the tokens that a text may have.
+
+    Raises:
+        ModelError: more are asked for than the model has positions.
+    """
+    own, asked = model.backbone.max_length_tokens, batch.max_length
+    if asked is not None and own is not None and asked > own:
+        raise ModelError(
+            f"batch.max_length: expected at most {own}, the longest text that "
+            f"'{model.backbone.source}' was made for, got {asked}."
+        )
+    return asked or min(LONGEST, own or LONGEST)
+
+
+def _lines(items: Any) -> Any:
+    """The lines of a text file in its place."""
+    if isinstance(items, Path) or (isinstance(items, str) and items.endswith(_TEXT_SUFFIXES)):
+        path = Path(items).expanduser()
+        if not path.is_file():
+            raise DataError(f"items: no such file: {path}; give texts themselves as a list")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [line for line in lines if line.strip()]
+    return items

@@ -1,0 +1,194 @@
+"""From a phase of the plan to the batches of texts that its steps run on, and to their metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+
+from tunekit.data.examples import Source, Splits
+from tunekit.data.packing import Packing
+from tunekit.data.sequences import SequenceBatches, buckets
+from tunekit.errors import DataError, ModelError
+from tunekit.evaluation.text import evaluate
+from tunekit.methods.intercept import Wrap
+from tunekit.models.forward import Forward
+from tunekit.models.model import Model
+from tunekit.models.remat import rematerialised
+from tunekit.models.tokenizing import Tokenizer
+from tunekit.plans.phase import Phase
+from tunekit.plans.resolve import ResolvedPhase
+from tunekit.recipe import Recipe
+from tunekit.tasks.text_task import TextTask
+from tunekit.text_answers import longest, tokenizer_of
+from tunekit.training.feed import Feed
+from tunekit.training.step import Values
+
+
+@dataclass(eq=False)
+class TextFeeder:
+    """Makes the feeds of one run's phases, from texts."""
+
+    recipe: Recipe
+    model: Model
+    task: TextTask
+    splits: Splits
+    tokenizer: Tokenizer
+    max_length: int
+    note: Callable[[str], None] = lambda text: None
+    """Told in a line of what is computed before the first step."""
+    prepared: dict[tuple[int, bool], tuple[Source, Source]] = field(default_factory=dict)
+    """By the identity of a source, and whether it is trained on: it, and what batches are of."""
+    batches: dict[Any, SequenceBatches] = field(default_factory=dict)
+    """Of the training data, by what phases ask of them."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, model: Model, task: TextTask, splits: Splits) -> TextFeeder:
+        """Returns the feeder of a model that has a tokenizer; nothing is read yet.
+
+        Raises:
+            ModelError: texts may be longer than the model's positions.
+        """
+        length = longest(recipe.batch, model)
+        return cls(recipe, model, task, splits, tokenizer_of(model), length)
+
+    @cached_property
+    def forward(self) -> Forward:
+        """The pass of the whole model, with its depth groups and adapters."""
+        return self.model.forward()
+
+    @cached_property
+    def _remat(self) -> Mapping[keras.Layer, Wrap]:
+        body = self.model.keras.get_layer("backbone")
+        return rematerialised(body, self.recipe.runtime.remat)
+
+    def sibling(self, recipe: Recipe) -> TextFeeder:
+        """Returns a feeder over the same model and data, of another recipe."""
+        length = longest(recipe.batch, self.model)
+        return replace(self, recipe=recipe, max_length=length, prepared={}, batches={})
+
+    def steps_per_epoch(self, phase: Phase) -> int:
+        """Returns the optimizer steps of one pass over the training data in `phase`."""
+        return self._training_batches(phase).steps_per_epoch
+
+    def feed(self, phase: ResolvedPhase) -> Feed:
+        """Returns the feed of a phase."""
+        if phase.spec.batch_norm == "reestimated":
+            raise ModelError(
+                "batch_norm: 'reestimated' measures the statistics of BatchNorm layers, which "
+                "networks of texts do not have; leave it out."
+            )
+        batches = self._training_batches(phase.spec)
+        batch = phase.spec.batch or self.recipe.batch
+        forward = replace(
+            self.forward,
+            batch_norm=phase.spec.batch_norm,
+            frozen_dropout=phase.spec.frozen_dropout,
+            remat=self._remat,
+        )
+        shapes = batches.shapes(batches.buckets[-1])
+        return Feed(
+            forward=forward,
+            objective=self.task,
+            columns={name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()},
+            steps_per_epoch=batches.steps_per_epoch,
+            open=lambda values: batches,
+            accumulate=batch.accumulate,
+            evaluate=self._evaluate(),
+            reason="texts are of several lengths",
+            monitor=self.task.monitor,
+            program=self.task,
+        )
+
+    def metrics(
+        self, source: Source, values: Values, phase: ResolvedPhase | None = None
+    ) -> dict[str, Any]:
+        """Returns the metrics of the model with `values` on the examples of `source`."""
+        del phase  # Images have outputs of its frozen part at hand.
+        return self.judged(source, values)
+
+    def judged(self, source: Source, values: Values | None = None) -> dict[str, Any]:
+        """Returns the metrics on `source` with `values`, or of the model as it is."""
+        batches = self.judging_batches(source).epoch(0)
+        return evaluate(
+            self.task, source, batches, lambda inputs: self.model.apply(inputs, values)
+        )
+
+    def judging_batches(self, source: Source) -> SequenceBatches:
+        """Returns the examples of `source` in order, each once."""
+        batch = self.recipe.batch
+        return self._batches(source, batch.size // batch.accumulate, training=False)
+
+    def training_inputs(self) -> Iterator[dict[str, np.ndarray]]:
+        """Yields what the model takes of the training data, in an order of their own."""
+        size = min(self.recipe.batch.size, len(self.splits.train))
+        for batch in self._batches(self.splits.train, size, training=True).epoch(0):
+            yield self.task.inputs(batch)
+
+    def _evaluate(self) -> Callable[[Values], Mapping[str, Any]] | None:
+        source = self.splits.validation
+        return None if source is None else lambda values: self.metrics(source, values)
+
+    def _training_batches(self, phase: Phase) -> SequenceBatches:
+        """The batches of a phase; which texts share a row is found once for all that pack."""
+        batch = phase.batch or self.recipe.batch
+        key = (batch.size, batch.balanced, batch.packing)
+        if key not in self.batches:
+            since = time.perf_counter()
+            found = self._batches(
+                self.splits.train,
+                batch.size,
+                training=True,
+                balanced=batch.balanced,
+                packing=Packing(self.max_length) if batch.packing else None,
+            )
+            if batch.packing:
+                self.note(
+                    f"packed: {len(found.source):,} texts in {len(found.packed):,} rows of "
+                    f"{self.max_length} tokens, {found.packed.fill:.0%} full  "
+                    f"{time.perf_counter() - since:.1f} s"
+                )
+            self.batches[key] = found
+        return self.batches[key]
+
+    def _batches(
+        self,
+        source: Source,
+        size: int,
+        *,
+        training: bool,
+        balanced: bool = False,
+        packing: Packing | None = None,
+    ) -> SequenceBatches:
+        batch = self.recipe.batch
+        return SequenceBatches(
+            self._prepared(source, training=training),
+            self.task.encoder(self.tokenizer, self.max_length),
+            batch_size=size,
+            seed=self.recipe.seed,
+            shuffle=training,
+            buckets=buckets(self.max_length),
+            pad_id=self.tokenizer.pad_id,
+            balanced=balanced,
+            workers=batch.workers,
+            prefetch=batch.prefetch,
+            packing=packing,
+        )
+
+    def _prepared(self, source: Source, *, training: bool) -> Source:
+        """What batches are made of: the examples, or windows or pairs of them; made once."""
+        key = (id(source), training)
+        if key not in self.prepared:
+            found = self.task.prepared(
+                source, self.tokenizer, self.max_length, training=training, seed=self.recipe.seed
+            )
+            if not len(found):
+                raise DataError("data: nothing is left to train on once the texts are encoded")
+            self.prepared[key] = source, found
+        return self.prepared[key][1]
