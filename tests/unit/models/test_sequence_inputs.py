@@ -116,3 +116,15 @@ def test_layers_are_as_before_when_a_pass_is_over(model_of):
     outputs(model, documents=MASK, targets=IDS, loss_weights=MASK.astype(np.float32))
     np.testing.assert_array_equal(outputs(model), before)
     assert all("call" not in vars(layer) for layer in model.forward().layers.values())
+
+
+def test_attention_stays_that_of_the_cpu(model_of):
+    """Its scores are computed anew for the backward pass, not kept: a rule of its own."""
+    forward = model_of("mistral").forward()
+    told = {**GRAPH, "documents": MASK, "positions": np.zeros_like(MASK)}
+
+    def rules(inputs):
+        program = jax.make_jaxpr(lambda x: forward(forward.values(), x, training=False)[0])(inputs)
+        return sum("custom_vjp" in equation.primitive.name for equation in program.eqns)
+
+    assert rules(told) == rules(GRAPH) == 2
