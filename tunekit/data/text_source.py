@@ -46,12 +46,14 @@ def open_text(data: Any, spec: DataSpec, kind: TextKind, *, seed: int) -> Splits
     """
     seed = seed if spec.split_seed is None else spec.split_seed
     issues: list[Issue] = []
-    sources = _given(data)
+    sources = _given(data, kind)
     if not sources:
         scans = _scans(spec.path if data is None else data, spec, kind, issues)
         sources = _bound(scans, spec, kind)
     if "train" not in sources:
         raise DataError(f"data: expected a split named train, got {listed(list(sources))}")
+    if issues and not all(len(source) for source in sources.values()):
+        raise data_error(issues)  # bad rows say why a split is empty
     if spec.max_examples is not None:
         sources = {name: _drawn(one, spec.max_examples, seed) for name, one in sources.items()}
     if "validation" not in sources and spec.validation_fraction > 0 and len(sources["train"]):
@@ -88,7 +90,7 @@ def open_text_examples(
     spec = replace(spec, labels=tuple(labels) or None, train=None, validation=None, test=None)
     issues: list[Issue] = []
     if isinstance(data, TextSource):
-        source = data
+        source = _given(data, kind)["train"]
     else:
         scanned = scan(_one(data, spec, kind, "data"), kind, spec)
         _tell(scanned, spec, "data", issues)
@@ -101,8 +103,12 @@ def open_text_examples(
     return source
 
 
-def _given(data: Any) -> dict[str, TextSource]:
-    """Returns the sources that the data are, by split; empty where they are to be opened."""
+def _given(data: Any, kind: TextKind) -> dict[str, TextSource]:
+    """Returns the sources that the data are, by split; empty where they are to be opened.
+
+    Raises:
+        DataError: they are of another kind; plain texts may stand among dialogues.
+    """
     if isinstance(data, Splits):
         data = dict(data.items())
     if isinstance(data, TextSource):
@@ -110,9 +116,13 @@ def _given(data: Any) -> dict[str, TextSource]:
     if not isinstance(data, Mapping):
         return {}
     found = {name: one for name, one in data.items() if isinstance(one, TextSource)}
-    return (
-        {_split_name(name): one for name, one in found.items()} if len(found) == len(data) else {}
-    )
+    if len(found) < len(data):
+        return {}
+    for name, one in found.items():
+        if one.kind != kind and (one.kind, kind) != ("plain", "dialogue"):
+            expected = f"expected examples that are {kind}, got a source of {one.kind} ones"
+            raise DataError(f"data.{name}: {expected}; open its file again")
+    return {_split_name(name): one for name, one in found.items()}
 
 
 def _scans(data: Any, spec: DataSpec, kind: TextKind, issues: list[Issue]) -> dict[str, Scan]:

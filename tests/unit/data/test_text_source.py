@@ -237,8 +237,11 @@ def test_a_test_split_without_labels_is_left_out_with_a_warning():
     hidden = [{"text": "x", "label": None}, {"text": "y", "label": ""}]
     with pytest.warns(UserWarning, match=r"data\.test: none of its 2 rows has a label, so it is n"):
         assert opened({"train": reviews(4), "test": hidden}).test is None
-    with pytest.raises(DataError, match=r"data\.train: 2 of 2 rows cannot be read"):
+    with pytest.raises(DataError, match=r"^data\.train: 2 of 2 rows cannot be read"):
         opened({"train": hidden})
+    with pytest.warns(UserWarning, match="skipped 2 of 2 rows"):
+        with pytest.raises(DataError, match=r"^data\.train: has no examples"):
+            opened({"train": hidden}, kind="plain", text_column="label", on_unreadable="skip")
 
 
 def test_max_examples_keeps_each_labels_share():
@@ -265,6 +268,14 @@ def test_sources_that_were_opened_before_are_taken_as_they_are():
     assert texts(again.validation) == texts(splits.validation)
     assert opened({"train": splits.train, "val": splits.validation}).validation is not None
     assert opened(splits.train).train is splits.train
+    plain = opened(["a", "b"], "plain").train
+    assert opened(plain, "dialogue").train is plain
+    with pytest.raises(
+        DataError, match=r"data\.train: expected examples that are labelled, got a s"
+    ):
+        opened(plain)
+    with pytest.raises(DataError, match=r"expected examples that are pairs, got a source of plain"):
+        open_text_examples(plain, (), DataSpec(), "pairs")
 
 
 def test_one_split_is_opened_to_evaluate_on(tmp_path):
