@@ -271,7 +271,7 @@ def test_sources_that_were_opened_before_are_taken_as_they_are():
     plain = opened(["a", "b"], "plain").train
     assert opened(plain, "dialogue").train is plain
     with pytest.raises(
-        DataError, match=r"data\.train: expected examples that are labelled, got a s"
+        DataError, match=r"data\.train: expected examples that are labelled, got a"
     ):
         opened(plain)
     with pytest.raises(DataError, match=r"expected examples that are pairs, got a source of plain"):
