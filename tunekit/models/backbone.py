@@ -39,7 +39,7 @@ class PretrainedHead:
 
     "token" is the first token, "last" the last that is no padding; on tokens "avg" and "max" leave
     the prefix tokens out; "token+avg" is the first token followed by the mean of the patch tokens,
-    2 D wide; "none" takes features that are vectors already.
+    2 D wide; "none" takes features that are vectors already, or each token of a text.
     """
     kernel: np.ndarray
     """float32 [D, C], or [2 D, C] for "token+avg"."""

@@ -72,7 +72,8 @@ def load_model(
 
 def with_own_head(backbone: Backbone, own: PretrainedHead) -> Model:
     """Returns `backbone` with the classifier that came with its weights."""
-    spec = HeadSpec(pooling="auto" if own.pooling == "none" else own.pooling)
+    unpooled = own.pooling == "none" and not backbone.features.endswith("_states")
+    spec = HeadSpec(pooling="auto" if unpooled else own.pooling)
     values = {"logits/kernel": own.kernel}
     if own.bias is not None:
         values["logits/bias"] = own.bias

@@ -10,34 +10,53 @@ from tunekit.models.head_names import POOLER, HeadNames
 from tunekit.models.labels import distinct
 from tunekit.models.torch_weights import TorchWeights
 
+_OF_TOKENS = {"model.": "score"}
+"""Module of a family's classifier of tokens, by its body, where it is not "classifier"."""
+
 
 def classifier(
     weights: TorchWeights, config: Mapping[str, Any], names: HeadNames, body: str
 ) -> PretrainedHead | None:
-    """Returns the classifier of whole texts, where the folder is of a model that has one.
+    """Returns the classifier of texts, of tokens or of answers, where the folder's model has one.
 
-    A classifier of tokens has tensors of the same names, so the config's "architectures" decides.
+    Those of texts and of tokens have tensors of the same names, so the config's "architectures"
+    decides.
 
     Args:
         weights: of the folder.
         config: its config.json.
-        names: of the family's classifier.
+        names: of the family's classifier of texts.
         body: the attribute that holds the body, with a dot: "bert.".
 
     Raises:
         ModelError: a tensor of the classifier is missing.
     """
-    if not any("ForSequenceClassification" in name for name in config.get("architectures") or ()):
+    architectures = " ".join(config.get("architectures") or ())
+    if "ForQuestionAnswering" in architectures:
+        return _of_tokens(weights, "qa_outputs", ("start", "end"))
+    named = {int(index): label for index, label in config.get("id2label", {}).items()}
+
+    def labels(weight: Any) -> tuple[str, ...]:
+        return distinct(named.get(index, str(index)) for index in range(len(weight)))
+
+    if "ForTokenClassification" in architectures:
+        module = _OF_TOKENS.get(body, "classifier")
+        return _of_tokens(weights, module, labels(weights.take(f"{module}.bias")))
+    if "ForSequenceClassification" not in architectures:
         return None
     weight = weights.take(f"{names.logits}.weight")
-    named = {int(index): label for index, label in config.get("id2label", {}).items()}
     return PretrainedHead(
-        distinct(named.get(index, str(index)) for index in range(len(weight))),
+        labels(weight),
         names.pooling,
         weight.T,
         weights.take(f"{names.logits}.bias") if names.bias else None,
         _hidden_layer(weights, names, body) if names.hidden else None,
     )
+
+
+def _of_tokens(weights: TorchWeights, module: str, labels: tuple[str, ...]) -> PretrainedHead:
+    kernel, bias = weights.take(f"{module}.weight").T, weights.take(f"{module}.bias")
+    return PretrainedHead(labels, "none", kernel, bias)
 
 
 def pooler(weights: TorchWeights, names: HeadNames, body: str) -> HiddenLayer | None:

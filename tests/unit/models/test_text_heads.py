@@ -169,12 +169,6 @@ def test_only_an_mlp_has_an_activation(tmp_path: Path) -> None:
         load("bert", tmp_path, labels=["a"], head=HeadSpec(activation="tanh"))
 
 
-def test_a_classifier_of_tokens_is_none_of_texts(tmp_path: Path) -> None:
-    folder = text.write("bert-classifier", tmp_path)
-    model = load_model(changed(folder, architectures=["BertForTokenClassification"]))
-    assert model.labels == ()
-
-
 def test_a_classifier_without_one_of_its_tensors_is_refused(tmp_path: Path) -> None:
     folder = text.write("roberta-classifier", tmp_path)
     with pytest.raises(ModelError, match="holds no tensor 'roberta.classifier.dense.weight'"):

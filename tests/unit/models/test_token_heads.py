@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.reference import text_folders as text
 from tunekit.errors import ModelError
@@ -56,3 +58,46 @@ def test_a_model_gives_logits_for_each_token_and_keeps_labels_by_name(tmp_path: 
     assert before.shape == (*text.TOKEN_IDS.shape, 3)
     model.replace_head(("I-PER", "O"))
     np.testing.assert_allclose(model.logits(inputs), before[..., [2, 0]], rtol=1e-5, atol=1e-6)
+
+
+def folder_of(name: str, folder: Path, architecture: str, **head: np.ndarray) -> Path:
+    """The folder of a classifier of texts with another head in its place."""
+    path = text.write(f"{name}-classifier", folder) / "model.safetensors"
+    kept = {n: x for n, x in load_file(path).items() if not n.startswith(("classifier", "score"))}
+    save_file({**kept, **{n.replace("_of_", "."): x for n, x in head.items()}}, path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": [architecture]}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "module", "labels"),
+    [
+        ("bert", "BertForTokenClassification", "classifier", ("dull", "plain", "bright")),
+        ("roberta", "RobertaForTokenClassification", "classifier", ("dull", "plain", "bright")),
+        ("llama", "LlamaForTokenClassification", "score", ("dull", "plain", "bright")),
+        ("gpt2", "GPT2ForTokenClassification", "classifier", ("dull", "plain", "bright")),
+        ("distilbert", "DistilBertForQuestionAnswering", "qa_outputs", ("start", "end")),
+        ("bert", "BertForQuestionAnswering", "qa_outputs", ("start", "end")),
+    ],
+)
+def test_a_folder_brings_its_classifier_of_tokens(
+    name: str, architecture: str, module: str, labels: tuple[str, ...], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(len(labels), 32)).astype("float32")
+    bias = rng.normal(size=len(labels)).astype("float32")
+    tensors = {f"{module}_of_weight": weight, f"{module}_of_bias": bias}
+    model = load_model(folder_of(name, tmp_path, architecture, **tensors))
+    assert model.labels == labels
+    got = model.logits({"token_ids": text.TOKEN_IDS, "padding_mask": text.PADDING_MASK})
+    # Hidden states as transformers computes them, and the one linear layer that stands on them.
+    expected = np.load(text.EXPECTED)[f"{name}-classifier/hidden"] @ weight.T + bias
+    real = text.PADDING_MASK > 0
+    np.testing.assert_allclose(got[real], expected[real], rtol=1e-4, atol=1e-4)
+
+
+def test_a_classifier_of_tokens_without_its_tensors_is_refused(tmp_path: Path) -> None:
+    folder = folder_of("bert", tmp_path, "BertForTokenClassification")
+    with pytest.raises(ModelError, match="holds no tensor 'bert.classifier.bias'"):
+        load_model(folder)
