@@ -148,8 +148,10 @@ def _as_peft(
     spec = adapter.spec
     if not isinstance(spec, LoRA | IA3 | VeRA) or not is_known(model.backbone.family):
         return None
-    language = model.backbone.language_head is not None and head is None
-    origin = Origin(model.backbone.source, "CAUSAL_LM" if language else None)
+    backbone = model.backbone
+    is_decoder = backbone.features == "decoder_states"  # An encoder's head is for hidden tokens.
+    causal = is_decoder and backbone.language_head is not None and head is None
+    origin = Origin(backbone.source, "CAUSAL_LM" if causal else None)
     named = head_tensors(model, head) if head is not None else {}
     return to_peft(
         spec, values, model.backbone.family, places_of(model, ()), origin=origin, head=named

@@ -144,3 +144,9 @@ def test_a_keras_hub_encoder_whose_embedding_is_not_its_own_layer_has_no_such_he
         body = models.DistilBertBackbone(**sizes, num_heads=4, max_sequence_length=24)
         task = models.DistilBertMaskedLM(body)
     assert load_backbone(task, BackboneSpec()).language_head is None
+
+
+def test_an_adapter_beside_a_head_for_hidden_tokens_is_none_of_a_causal_model(tmp_path) -> None:
+    model = Model(backbone("bert-masked-lm", tmp_path / "bert"))
+    folder = model.add_adapter("a", "lora").save_adapter(tmp_path / "adapter")
+    assert json.loads((folder / "adapter_config.json").read_text())["task_type"] is None
