@@ -32,6 +32,9 @@ from tunekit.methods.spec import IA3, LoRA, VeRA
 from tunekit.methods.vera import SHARED
 
 Leaves = Mapping[str, np.ndarray]
+_ByLayer = Mapping[str, Leaves]
+_Written = tuple[dict[str, Any], dict[str, np.ndarray], list[str]]
+"""A method's own part of the config, its tensors, and the modules that have them."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +135,7 @@ def _head(family: Family, head: Leaves) -> list[str]:
     return [module for module, keys in modules.items() if keys]
 
 
-def _lora(
-    spec: LoRA,
-    by_layer: Mapping[str, Mapping[str, np.ndarray]],
-    modules: Sequence[Module],
-    places: Places,
-) -> tuple[dict[str, Any], dict[str, np.ndarray], list[str]]:
+def _lora(spec: LoRA, by_layer: _ByLayer, modules: Sequence[Module], places: Places) -> _Written:
     tensors: dict[str, np.ndarray] = {}
     sizes: dict[str, Sizes] = {}
     for module in modules:
@@ -165,7 +163,7 @@ def _alpha(scaling: float, root: float) -> float:
     return short if np.float32(short / root) == np.float32(scaling) else scaling * root
 
 
-def _names(leaves: Mapping[str, np.ndarray]) -> tuple[str, str] | None:
+def _names(leaves: Leaves) -> tuple[str, str] | None:
     """Names of the two factors among a layer's leaves, if it has them."""
     pairs = (("lora_a", "lora_b"), ("embedding_a", "embedding_b"))
     return next((pair for pair in pairs if pair[0] in leaves), None)
@@ -173,7 +171,7 @@ def _names(leaves: Mapping[str, np.ndarray]) -> tuple[str, str] | None:
 
 def _of_module(
     forms: Sequence[LinearForm],
-    own: Sequence[Mapping[str, np.ndarray]],
+    own: Sequence[Leaves],
     layers: Sequence[str],
     places: Places,
 ) -> _Factors:
@@ -197,7 +195,7 @@ def _of_module(
     return _Factors(a, b, scaling, np.concatenate([n for n in norms if n is not None]))
 
 
-def _of_layer(form: LinearForm, leaves: Mapping[str, np.ndarray]) -> _Factors | None:
+def _of_layer(form: LinearForm, leaves: Leaves) -> _Factors | None:
     """The layer's own LoRA; what it began with, and does not count, as more of its rank."""
     names = _names(leaves)
     if names is None:
@@ -253,9 +251,7 @@ def _tensors(path: str, form: LinearForm, factors: _Factors) -> dict[str, np.nda
     return tensors
 
 
-def _whole_bias(
-    layers: Sequence[str], own: Sequence[Mapping[str, np.ndarray]], places: Places
-) -> np.ndarray:
+def _whole_bias(layers: Sequence[str], own: Sequence[Leaves], places: Places) -> np.ndarray:
     """The biases of a module, the network's own and what is added to them."""
     whole = []
     for layer, leaves in zip(layers, own, strict=True):
@@ -267,12 +263,7 @@ def _whole_bias(
     return np.concatenate(whole)
 
 
-def _ia3(
-    spec: IA3,
-    by_layer: Mapping[str, Mapping[str, np.ndarray]],
-    modules: Sequence[Module],
-    places: Places,
-) -> tuple[dict[str, Any], dict[str, np.ndarray], list[str]]:
+def _ia3(spec: IA3, by_layer: _ByLayer, modules: Sequence[Module], places: Places) -> _Written:
     del spec
     tensors: dict[str, np.ndarray] = {}
     feedforward = []
@@ -287,19 +278,14 @@ def _ia3(
     return config, tensors, [module.path for module in modules]
 
 
-def _scale(leaves: Mapping[str, np.ndarray] | None, form: LinearForm) -> np.ndarray:
+def _scale(leaves: Leaves | None, form: LinearForm) -> np.ndarray:
     """A layer's factors, its strength among them; ones where nothing is scaled."""
     if leaves is None:
         return np.ones(form.out_features, np.float32)
     return 1 + leaves["scaling"] * (leaves["scale"] - 1)
 
 
-def _vera(
-    spec: VeRA,
-    by_layer: Mapping[str, Mapping[str, np.ndarray]],
-    modules: Sequence[Module],
-    places: Places,
-) -> tuple[dict[str, Any], dict[str, np.ndarray], list[str]]:
+def _vera(spec: VeRA, by_layer: _ByLayer, modules: Sequence[Module], places: Places) -> _Written:
     del places
     tensors: dict[str, np.ndarray] = {}
     scaling = by_layer[SHARED]["scaling"]
