@@ -270,9 +270,7 @@ def test_sources_that_were_opened_before_are_taken_as_they_are():
     assert opened(splits.train).train is splits.train
     plain = opened(["a", "b"], "plain").train
     assert opened(plain, "dialogue").train is plain
-    with pytest.raises(
-        DataError, match=r"data\.train: expected examples that are labelled, got a"
-    ):
+    with pytest.raises(DataError, match=r"data\.train: expected examples that are labelled, got a"):
         opened(plain)
     with pytest.raises(DataError, match=r"expected examples that are pairs, got a source of plain"):
         open_text_examples(plain, (), DataSpec(), "pairs")
