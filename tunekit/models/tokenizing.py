@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ import tokenizers
 from tunekit.errors import ModelError
 from tunekit.models import tokenizer_files
 from tunekit.models.chat_template import ChatTemplate, Message
+from tunekit.models.encoded import Encoded, clean, encoded
 
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _USUAL = (
@@ -32,30 +32,7 @@ _USUAL = (
 )
 """Names of BERT's and of RoBERTa's special tokens, which their folders may leave unsaid."""
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _Strategy = Literal["longest_first", "only_second"]
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """A text, or two, as T tokens."""
-
-    ids: np.ndarray
-    """int32 [T]."""
-    offsets: np.ndarray
-    """int32 [T, 2]: first character, and the one after the last, in the text it came from."""
-    types: np.ndarray
-    """int32 [T]: BERT's segment, 1 for the second text."""
-    special: np.ndarray
-    """bool [T]: put there by the tokenizer, such as [CLS], and no part of the text."""
-    word_ids: np.ndarray
-    """int32 [T]: number of the word that it is a piece of, -1 where special."""
-    sequences: np.ndarray
-    """int32 [T]: 0 for the first text, 1 for the second, -1 where special."""
-
-    def __len__(self) -> int:
-        """Returns T."""
-        return len(self.ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,16 +138,16 @@ class Tokenizer:
             max_length: tokens kept, those added among them; the longer text is cut at its end.
         """
         core = self._core if max_length is None else self._truncating(max_length)
-        pair = None if pair is None else _clean(pair)
-        return _encoded(core.encode(_clean(text), pair, add_special_tokens=special))
+        pair = None if pair is None else clean(pair)
+        return encoded(core.encode(clean(text), pair, add_special_tokens=special))
 
     def encode_many(
         self, texts: Sequence[str], *, special: bool = True, max_length: int | None = None
     ) -> list[Encoded]:
         """Returns the tokens of each text, on all cores."""
         core = self._core if max_length is None else self._truncating(max_length)
-        found = core.encode_batch([_clean(text) for text in texts], add_special_tokens=special)
-        return [_encoded(encoding) for encoding in found]
+        found = core.encode_batch([clean(text) for text in texts], add_special_tokens=special)
+        return [encoded(encoding) for encoding in found]
 
     def encode_words(
         self, words: Sequence[str], *, special: bool = True, max_length: int | None = None
@@ -209,8 +186,8 @@ class Tokenizer:
                 "stride."
             )
         core = self._truncating(max_length, stride, "only_second")
-        whole = core.encode(_clean(first), _clean(second))
-        return [_encoded(encoding) for encoding in (whole, *whole.overflowing)]
+        whole = core.encode(clean(first), clean(second))
+        return [encoded(encoding) for encoding in (whole, *whole.overflowing)]
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> str:
         """Returns the text of token ids; special tokens are left out unless `special`."""
@@ -293,7 +270,7 @@ class Tokenizer:
             )
         named = {f"{name}_token": token for name, token in self._named.items()}
         ends = [self.token(index) for index in sorted(self.special_ids)]
-        return ChatTemplate(_clean(self.chat_template), named, tuple(ends))
+        return ChatTemplate(clean(self.chat_template), named, tuple(ends))
 
     def _end_of_turn(self) -> int | None:
         """What the chat template writes right behind an answer, if that is a special token."""
@@ -323,7 +300,26 @@ class Tokenizer:
         for token in self._named.values():
             if token not in added and core.token_to_id(token) is not None:
                 core.add_special_tokens([tokenizers.AddedToken(token, normalized=False)])
+        self._put_ends(core)
         return core
+
+    def _put_ends(self, core: tokenizers.Tokenizer) -> None:
+        """Where tokenizer_config.json says what stands round a text, that is what stands there."""
+        config, present = self._json("tokenizer_config.json"), core.encode("").ids
+        if not {"add_bos_token", "add_eos_token"} & config.keys():
+            return
+        put = {
+            name: (token, index)
+            for name, token in self._named.items()
+            if name in ("bos", "eos")
+            and (index := core.token_to_id(token)) is not None
+            and config.get(f"add_{name}_token", index in present)
+        }
+        first, last = ([put[name][0]] if name in put else [] for name in ("bos", "eos"))
+        one, other = [*first, "$A", *last], [f"{piece}:1" for piece in [*first, "$B", *last]]
+        core.post_processor = tokenizers.processors.TemplateProcessing(
+            single=one, pair=one + other, special_tokens=list(set(put.values()))
+        )
 
     def _truncating(
         self, length: int, stride: int = 0, strategy: _Strategy = "longest_first"
@@ -368,22 +364,3 @@ class Tokenizer:
             return json.loads(self.files.get(name, "{}"))
         except ValueError as error:
             raise ModelError(f"{name} is no JSON ({error}); fetch it again.") from error
-
-
-def _clean(text: str) -> str:
-    """As long as `text`, without lone surrogates."""
-    return _SURROGATE.sub("\ufffd", text)
-
-
-def _encoded(encoding: tokenizers.Encoding) -> Encoded:
-    def numbers(values: Iterable[int | None]) -> np.ndarray:
-        return np.array([-1 if value is None else value for value in values], np.int32)
-
-    return Encoded(
-        ids=np.array(encoding.ids, np.int32),
-        offsets=np.array(encoding.offsets, np.int32).reshape(-1, 2),
-        types=np.array(encoding.type_ids, np.int32),
-        special=np.array(encoding.special_tokens_mask, bool),
-        word_ids=numbers(encoding.word_ids),
-        sequences=numbers(encoding.sequence_ids),
-    )

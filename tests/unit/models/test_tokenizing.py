@@ -161,6 +161,23 @@ def test_a_special_token_that_only_the_config_names_is_never_split():
     assert named.special_ids == {0, 1}
 
 
+def test_what_the_config_puts_round_a_text_stands_there():
+    names = {"bos_token": "<s>", "eos_token": "<end>"}
+    both = gpt(**names, add_bos_token=True, add_eos_token=True)
+    assert tokens(both, both.encode("hi").ids) == ["<s>", "hi", "<end>"]
+    pair = both.encode("hi", "x")
+    assert tokens(both, pair.ids) == ["<s>", "hi", "<end>", "<s>", "x", "<end>"]
+    assert pair.types.tolist() == [0, 0, 0, 1, 1, 1]
+    assert len(both.encode("hi", special=False)) == 1
+    content = json.loads(gpt().files["tokenizer.json"])
+    content["post_processor"] = tokenizer_files.begins_with("<s>", 0)
+    assert tokens(both, tokenizer(content, names).encode("hi").ids) == ["<s>", "hi"]
+    unasked = tokenizer(content, {**names, "add_eos_token": True})
+    assert tokens(both, unasked.encode("hi").ids) == ["<s>", "hi", "<end>"]
+    refused = tokenizer(content, {**names, "add_bos_token": False})
+    assert tokens(both, refused.encode("hi").ids) == ["hi"]
+
+
 def test_unknown_tokens_are_counted():
     assert bert().unknown_count("who zyx it qq") == 2
     assert gpt().unknown_count("zyx") == 0
