@@ -2,59 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.unit.methods import small, texts
+from tests.unit.byte_writer import model, tokenizer
+from tests.unit.methods import texts
 from tunekit.errors import ModelError
 from tunekit.generate import generate, prompt_ids, text_pieces
 from tunekit.models.generation import Generator
 from tunekit.models.hub import keras_hub
-from tunekit.models.initialisation import without_values
 from tunekit.models.loading import load_model
-from tunekit.models.model import Model
 from tunekit.models.tokenizing import Tokenizer
 from tunekit.tasks.language_modelling import LanguageModelling
 
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}<end>{% endfor %}"
-    "{% if add_generation_prompt %}a:{% endif %}"
-)
 OPTIONS: dict[str, Any] = {"max_new_tokens": 12}
-
-
-def tokenizer(template: str | None = TEMPLATE, *, ending: bool = False) -> Tokenizer:
-    """A token for each byte, "<s>" and "<end>"; `ending` puts "<end>" behind every text."""
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
-    from tokenizers import Tokenizer as Core
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Core(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens([AddedToken(token, special=True) for token in ("<s>", "<end>")])
-    if ending:
-        tokens = [(token, core.token_to_id(token)) for token in ("<s>", "<end>")]
-        core.post_processor = processors.TemplateProcessing("<s> $A <end>", None, tokens)
-    config = {"bos_token": "<s>", "eos_token": "<end>"}
-    config |= {} if template is None else {"chat_template": template}
-    files = {"tokenizer.json": core.to_str(), "tokenizer_config.json": json.dumps(config)}
-    return Tokenizer(files)
-
-
-@functools.cache
-def model() -> Model:
-    """A Llama of random values; tests leave it as they find it."""
-    config = {**texts.NETWORKS["llama"]().get_config(), "vocabulary_size": 258}
-    with without_values():
-        body = keras_hub().models.LlamaBackbone.from_config(config)
-    found = load_model(keras_hub().models.LlamaCausalLM(small.filled(body)))
-    found.backbone = replace(found.backbone, tokenizer=tokenizer(), max_length_tokens=48)
-    return found
 
 
 def test_one_prompt_gives_one_text_and_several_give_a_list():
