@@ -16,6 +16,9 @@ from tunekit.tasks.text_task import Outputs, TextTask
 
 Text = str | tuple[str, str]
 
+_INPUTS = ("token_ids", "padding_mask", "token_types", "positions", "documents")
+"""The last two where several texts share a row."""
+
 
 @dataclass(frozen=True)
 class Items:
@@ -108,8 +111,7 @@ def real_rows(
 
 def text_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a model of tokens takes of a batch."""
-    names = ("token_ids", "padding_mask", "token_types")
-    return {name: batch[name] for name in names if name in batch}
+    return {name: batch[name] for name in _INPUTS if name in batch}
 
 
 def text_columns(tokenizer: Tokenizer, text: Text, max_length: int) -> dict[str, np.ndarray]:

@@ -126,7 +126,7 @@ class TokenClassification:
         return dict(batch)
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns token ids and padding mask."""
+        """Returns token ids and padding mask; of packed rows also which text a token is of."""
         return text_inputs(batch)
 
     def loss(

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from tests.unit.tasks.labelled_texts import Texts, batches_of, splits, wordpiece
+from tunekit.data.packing import Packing
+from tunekit.data.sequences import SequenceBatches, buckets
 from tunekit.errors import DataError
 from tunekit.tasks.spec import TokenClassificationSpec
 from tunekit.tasks.token_classification import TokenClassification
@@ -92,6 +94,36 @@ def test_its_loss_is_the_log_probability_of_the_tags_of_first_pieces():
     total, weight = TASK.loss(jnp.asarray(by_piece(batch)), batch)
     assert float(weight) == 6
     assert float(total) == pytest.approx(-6 * np.log(0.8), rel=1e-6)
+
+
+def test_packed_texts_have_the_loss_that_they_have_apart():
+    source = Texts([EXAMPLE, *[{"words": ["Bob", "met"], "tags": [1, 2]}] * 4], NAMES)
+    batches = SequenceBatches(
+        source,
+        TASK.encoder(TOKENIZER, 16),
+        batch_size=2,
+        seed=0,
+        shuffle=True,
+        buckets=buckets(16),
+        pad_id=TOKENIZER.pad_id,
+        workers=0,
+    )
+    packed = list(replace(batches, packing=Packing(16)).epoch(0))
+    assert len(packed) == 1 and "documents" in TASK.inputs(packed[0])
+    sums = [
+        np.sum([TASK.loss(jnp.asarray(by_piece(batch)), batch) for batch in each], axis=0)
+        for each in (packed, batches.epoch(0))
+    ]
+    assert sums[0] == pytest.approx(sums[1], rel=1e-6)
+    assert sums[0][1] == 13
+
+
+def test_half_precision_logits_are_summed_in_float32():
+    (batch,) = batches_of(SOURCE, TASK, TOKENIZER, batch_size=2)
+    half = jnp.asarray(by_piece(batch), jnp.bfloat16)
+    total, _ = TASK.loss(half, batch)
+    assert total.dtype == jnp.float32
+    assert total == TASK.loss(half.astype(jnp.float32), batch)[0]
 
 
 def test_tokens_and_rows_that_do_not_count_have_no_gradient_even_when_nan():
