@@ -300,26 +300,7 @@ class Tokenizer:
         for token in self._named.values():
             if token not in added and core.token_to_id(token) is not None:
                 core.add_special_tokens([tokenizers.AddedToken(token, normalized=False)])
-        self._put_ends(core)
         return core
-
-    def _put_ends(self, core: tokenizers.Tokenizer) -> None:
-        """Where tokenizer_config.json says what stands round a text, that is what stands there."""
-        config, present = self._json("tokenizer_config.json"), core.encode("").ids
-        if not {"add_bos_token", "add_eos_token"} & config.keys():
-            return
-        put = {
-            name: (token, index)
-            for name, token in self._named.items()
-            if name in ("bos", "eos")
-            and (index := core.token_to_id(token)) is not None
-            and config.get(f"add_{name}_token", index in present)
-        }
-        first, last = ([put[name][0]] if name in put else [] for name in ("bos", "eos"))
-        one, other = [*first, "$A", *last], [f"{piece}:1" for piece in [*first, "$B", *last]]
-        core.post_processor = tokenizers.processors.TemplateProcessing(
-            single=one, pair=one + other, special_tokens=list(set(put.values()))
-        )
 
     def _truncating(
         self, length: int, stride: int = 0, strategy: _Strategy = "longest_first"
