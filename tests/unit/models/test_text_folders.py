@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -28,7 +29,9 @@ from tunekit.names import structural_names
 SPEC = BackboneSpec()
 INPUTS = {"token_ids": text.TOKEN_IDS, "padding_mask": text.PADDING_MASK}
 REAL = text.PADDING_MASK.astype(bool)
-LANGUAGE_MODELS = [name for name, config in text.CONFIGS.items() if "eos_token_id" in config or "masked" in name]
+LANGUAGE_MODELS = [
+    name for name, config in text.CONFIGS.items() if "eos_token_id" in config or "masked" in name
+]
 
 
 def load(name: str, folder: Path, spec: BackboneSpec = SPEC, **change: Any) -> Backbone:
@@ -90,6 +93,16 @@ def test_the_backbone_says_what_it_takes(tmp_path: Path) -> None:
     assert load("gpt2", tmp_path).features == "decoder_states"
     assert (roberta.vocabulary, roberta.dim, roberta.family) == (99, 32, "roberta")
     assert roberta.max_length_tokens == 22  # of 24 rows, two are the padding's
+
+
+def test_files_in_bfloat16_become_float32_without_loss(tmp_path: Path) -> None:
+    text.write("llama", tmp_path)
+    stored = {n: v.astype(ml_dtypes.bfloat16) for n, v in text.tensors("llama").items()}
+    save_file(stored, tmp_path / "model.safetensors")
+    embedding: Any = load_backbone(tmp_path, SPEC).keras.get_layer("token_embedding")
+    table = np.asarray(embedding.embeddings)
+    assert table.dtype == np.float32
+    assert np.array_equal(table, stored["model.embed_tokens.weight"].astype(np.float32))
 
 
 def test_a_tied_head_has_no_weights_of_its_own_and_an_untied_one_has(tmp_path: Path) -> None:
