@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from tunekit.data.examples import Source
-from tunekit.errors import DataError, ModelError
+from tunekit.evaluation.evaluate import Judging
 from tunekit.tasks.answers import Candidates
 from tunekit.tasks.span_qa import SpanQA
-from tunekit.tasks.text_items import real_rows
 from tunekit.tasks.text_task import Outputs
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -40,23 +39,13 @@ def evaluate(
 
     Raises:
         DataError: there are no questions.
-        ModelError: logits are not finite.
+        ModelError: the loss is not finite.
     """
-    total, weight = 0.0, 0.0
+    judging = Judging(task, outputs)
     candidates = [Candidates() for _ in range(len(source))]
-    for batch in batches:
-        rows = np.asarray(outputs(task.inputs(batch)), np.float32)
-        losses, counted = task.loss(rows, batch)  # pyright: ignore[reportArgumentType]
-        total, weight = total + float(losses), weight + float(counted)
-        for columns, logits in real_rows(batch, rows):
-            candidates[int(columns["row"])].add(columns, logits, task.max_answer_tokens)
-    if not weight:
-        raise DataError("expected at least one example to evaluate on, got none")
-    if not np.isfinite(total):
-        raise ModelError(
-            "the logits of tokens are not finite: the weights have diverged. Train again with a "
-            "lower learning rate, or with clip_norm."
-        )
+    for columns, logits in judging.rows(batches):
+        candidates[int(columns["row"])].add(columns, logits, task.max_answer_tokens)
+    loss = judging.loss()
     predicted, true = [], []
     for row, offered in enumerate(candidates):
         example = source[row]
@@ -64,9 +53,9 @@ def evaluate(
         predicted.append(best.text)
         true.append([text for text, _ in example["answers"]])
     return {
-        "loss": total / weight,
+        "loss": loss,
         **answer_metrics(predicted, true),
-        "windows": round(weight),
+        "windows": round(judging.weight),
         "examples": len(true),
     }
 

@@ -10,7 +10,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import r2_score
 
 from tunekit.data.examples import Source
-from tunekit.errors import DataError, ModelError
+from tunekit.evaluation.evaluate import Judging
 from tunekit.tasks.text_regression import TextRegression
 from tunekit.tasks.text_task import Outputs
 
@@ -33,23 +33,13 @@ def evaluate(
 
     Raises:
         DataError: there are no texts.
-        ModelError: an output is not finite.
+        ModelError: the loss is not finite.
     """
-    total, weight = 0.0, 0.0
-    given, true = [], []
-    for batch in batches:
-        rows = np.asarray(outputs(task.inputs(batch)), np.float32)
-        errors, counted = task.loss(rows, batch)  # pyright: ignore[reportArgumentType]
-        total, weight = total + float(errors), weight + float(counted)
-        real = np.asarray(batch["weight"]) > 0
-        given.append(task.numbers(rows[real, 0]))
-        true.append(task.numbers(np.asarray(batch["target"])[real]))
-    if not given:
-        raise DataError("expected at least one example to evaluate on, got none")
-    return {
-        "loss": total / weight,
-        **regression_metrics(np.concatenate(given), np.concatenate(true)),
-    }
+    judging = Judging(task, outputs)
+    pairs = [(row[0], columns["target"]) for columns, row in judging.rows(batches)]
+    loss = judging.loss()
+    given, true = task.numbers(np.asarray(pairs)).T
+    return {"loss": loss, **regression_metrics(given, true)}
 
 
 def regression_metrics(predicted: np.ndarray, true: np.ndarray) -> dict[str, Any]:
@@ -58,16 +48,7 @@ def regression_metrics(predicted: np.ndarray, true: np.ndarray) -> dict[str, Any
     Args:
         predicted: [N].
         true: [N].
-
-    Raises:
-        ModelError: a prediction is not finite.
     """
-    broken = int((~np.isfinite(predicted)).sum())
-    if broken:
-        raise ModelError(
-            f"{broken} of {len(true)} predicted numbers are not finite: the weights have diverged. "
-            "Train again with a lower learning rate, or with clip_norm."
-        )
     residual = predicted - true
     mse = float(np.mean(np.square(residual)))
     spread = [len(set(values.tolist())) > 1 for values in (true, predicted)]

@@ -9,9 +9,8 @@ import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from tunekit.data.examples import Source
-from tunekit.errors import DataError, ModelError
+from tunekit.evaluation.evaluate import Judging
 from tunekit.tasks.tags import OUTSIDE, Scheme, as_bilou
-from tunekit.tasks.text_items import real_rows
 from tunekit.tasks.text_task import Outputs
 from tunekit.tasks.token_classification import TokenClassification, word_logits
 
@@ -38,31 +37,21 @@ def evaluate(
         outputs: from inputs to logits [B, T, C].
 
     Raises:
-        DataError: there are no texts.
-        ModelError: logits are not finite.
+        DataError: there are no tagged words, or all are cut off.
+        ModelError: the loss is not finite.
     """
-    total, weight = 0.0, 0.0
+    judging = Judging(task, outputs)
     true: list[list[int]] = []
     given: list[list[int]] = []
-    for batch in batches:
-        rows = np.asarray(outputs(task.inputs(batch)), np.float32)
-        losses, counted = task.loss(rows, batch)  # pyright: ignore[reportArgumentType]
-        total, weight = total + float(losses), weight + float(counted)
-        for columns, logits in real_rows(batch, rows):
-            tags = [int(tag) for tag in source[int(columns["index"])]["tags"]]
-            of_words = word_logits(len(tags), columns["first_pieces"], logits)
-            true.append(tags)
-            given.append([MISSING if row is None else int(np.argmax(row)) for row in of_words])
-    if not true:
-        raise DataError("expected at least one example to evaluate on, got none")
-    if not np.isfinite(total):
-        raise ModelError(
-            "the logits of tokens are not finite: the weights have diverged. Train again with a "
-            "lower learning rate, or with clip_norm."
-        )
+    for columns, logits in judging.rows(batches):
+        tags = [int(tag) for tag in source[int(columns["index"])]["tags"]]
+        of_words = word_logits(len(tags), columns["first_pieces"], logits)
+        true.append(tags)
+        given.append([MISSING if row is None else int(np.argmax(row)) for row in of_words])
+    loss = judging.loss()
     flat_true, flat_given = np.concatenate(true), np.concatenate(given)
     common = {
-        "loss": total / weight if weight else None,
+        "loss": loss,
         "accuracy": float((flat_true == flat_given).mean()),
         "words": len(flat_true),
         "words_missing": int((flat_given == MISSING).sum()),

@@ -129,5 +129,5 @@ def test_nothing_to_evaluate_is_an_error():
 
 def test_logits_that_are_not_finite_are_refused():
     outputs = pointing("ada", "ada", none=np.nan)
-    with pytest.raises(ModelError, match="logits of tokens are not finite"):
+    with pytest.raises(ModelError, match="the loss is not finite"):
         judged([LONDON], TASK, outputs)

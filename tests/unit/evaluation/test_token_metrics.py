@@ -132,5 +132,5 @@ def test_nothing_to_evaluate_is_an_error():
 
 
 def test_logits_that_are_not_finite_are_refused():
-    with pytest.raises(ModelError, match="logits of tokens are not finite"):
+    with pytest.raises(ModelError, match="the loss is not finite"):
         judged(outputs=lambda inputs: by_piece(inputs) * np.nan)
