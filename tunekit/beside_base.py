@@ -13,14 +13,13 @@ from tunekit.evaluation.generated import Generate, as_base, sample_scores, sampl
 from tunekit.models.generation import Generator
 from tunekit.models.model import Model
 from tunekit.tasks.language_modelling import LanguageModelling
-from tunekit.text_answers import tokenizer_of
 
 SCORES = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match")
 
 
 def writer(generator: Generator, task: LanguageModelling) -> Generate:
     """Returns what lets the model answer prompts, always with its likeliest token."""
-    tokenizer = tokenizer_of(generator.model)
+    tokenizer = generator.model.backbone.text_tokenizer()
 
     def generate(prompts: Sequence[Sequence[int]]) -> list[str]:
         answers = generator.generate(

@@ -9,12 +9,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tunekit import __version__
+from tunekit.cli_tables import print_metrics, print_table
 from tunekit.errors import Issue, RecipeError, TunekitError, did_you_mean
 
 Command = Callable[[argparse.Namespace], None]
@@ -76,7 +77,13 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     about = "train a recipe with many values and seeds, side by side where they share a prefix"
     add("sweep", _sweep, about, "recipe", "space").epilog = _SPACE
     add("eval", _eval, "metrics of a saved result on new data", "folder", "data", "json")
-    add("predict", _predict, "label and probability of each image", "folder", "files", "json")
+    about = "what a saved result says of images, or of texts"
+    add("predict", _predict, about, "folder", "files", "json")
+    add("chat", _chat, "talk with a saved language model in the terminal", "chat")
+    about = "what a recipe's data hold, and which tokens of them it learns; trains nothing"
+    add("inspect", _inspect, about, *_RECIPE, "inspect")
+    about = "what a tuned language model has forgotten, and how much less tuning would keep"
+    add("retention", _retention, about, "folder", "retention")
     about = "write the adapter of a saved result for other software"
     add("export", _export, about, "folder", "target", "export")
     about = "save a result anew with its adapters merged into the network"
@@ -108,8 +115,11 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], object]] = {
         "--out", metavar="DIR", help="folder of the result; runs/<recipe> where none is given"
     ),
     "folder": lambda sub: sub.add_argument("out", help="folder of a saved result"),
-    "data": lambda sub: sub.add_argument("data", help="image folder, CSV or Parquet file"),
-    "files": lambda sub: sub.add_argument("files", nargs="+", help="images"),
+    "data": lambda sub: sub.add_argument("data", help="image folder, CSV, JSONL… file"),
+    "files": lambda sub: sub.add_argument("files", nargs="+", help="images, texts or .txt files"),
+    "chat": lambda sub: _texts().add_chat(sub),
+    "inspect": lambda sub: _texts().add_inspect(sub),
+    "retention": lambda sub: _texts().add_retention(sub),
     "json": lambda sub: sub.add_argument("--json", action="store_true", help="print JSON"),
     "model": lambda sub: sub.add_argument("model", help="bundled name, preset or folder"),
     "marks": lambda sub: _add_marks(sub),
@@ -176,7 +186,7 @@ def _ls(args: argparse.Namespace) -> None:
     from tunekit.shipped import shipped_recipes
 
     rows = [(recipe.name, recipe.about, recipe.result) for recipe in shipped_recipes().values()]
-    _print_table([("recipe", "what it does", "measured result"), *rows])
+    print_table([("recipe", "what it does", "measured result"), *rows])
 
 
 def _show(args: argparse.Namespace) -> None:
@@ -229,7 +239,9 @@ def _run(args: argparse.Namespace) -> None:
     result = run(recipe)
     result.plot(Path(out) / "curves.png")
     plot_audit(result.report["audit"], Path(out) / "moved.png")
-    _print_metrics(result.metrics)
+    print_metrics(result.metrics)
+    if answers := result.report.get("samples"):
+        _texts().print_answers(answers)
     print(f"saved in {out}")
 
 
@@ -260,7 +272,7 @@ def _eval(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(metrics, indent=2))
     else:
-        _print_metrics(metrics)
+        print_metrics(metrics)
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -270,8 +282,31 @@ def _predict(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps([prediction.to_json() for prediction in predictions], indent=2))
         return
+    from tunekit.tasks.prediction import Prediction
+
+    if not all(isinstance(each, Prediction) for each in predictions):
+        print("\n".join(str(each) for each in predictions))
+        return
     rows = [(each.id, ", ".join(each.labels), f"{each.probability:.3f}") for each in predictions]
-    _print_table([("image", "label", "probability"), *rows])
+    print_table([("input", "label", "probability"), *rows])
+
+
+def _texts() -> Any:
+    from tunekit import cli_texts
+
+    return cli_texts
+
+
+def _chat(args: argparse.Namespace) -> None:
+    _texts().chat(args)
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    _texts().inspect(args)
+
+
+def _retention(args: argparse.Namespace) -> None:
+    _texts().retention(args)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -298,7 +333,7 @@ def _layers(args: argparse.Namespace) -> None:
     if args.targets or args.method:
         from tunekit import cli_adapters
 
-        cli_adapters.layers(args, _print_table)
+        cli_adapters.layers(args, print_table)
         return
     if args.recipe:
         from tunekit.preview import plan_preview
@@ -349,34 +384,6 @@ def _probe(args: argparse.Namespace) -> None:
     print(found)
     if args.out:
         print(f"saved in {found.save(args.out)}")
-
-
-def _print_metrics(metrics: Mapping[str, Any]) -> None:
-    """Prints the numbers, one a line, and those of each class as a table."""
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-    _print_table(
-        [
-            (name, f"{value:.4f}" if isinstance(value, float) else str(value))
-            for name, value in numbers.items()
-        ]
-    )
-    per_class = metrics.get("per_class")
-    if not per_class:
-        return
-    columns = list(next(iter(per_class.values())))
-    rows = [
-        (label, *("-" if row[key] is None else f"{row[key]:.4g}" for key in columns))
-        for label, row in per_class.items()
-    ]
-    print()
-    _print_table([("class", *columns), *rows])
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join(padded).rstrip())
 
 
 if __name__ == "__main__":

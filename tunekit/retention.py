@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -248,37 +247,3 @@ def _batches(
         buckets=buckets(length),
         pad_id=tokenizer.pad_id,
     ).epoch(0)
-
-
-def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """Gives the command `tunekit retention` its arguments."""
-    sub.add_argument("out", help="folder of a saved result")
-    about = "texts or dialogues that it should still know"
-    sub.add_argument("--retain", required=True, metavar="FILE", help=about)
-    about = "examples of the new task that it was not trained on"
-    sub.add_argument("--data", required=True, metavar="FILE", help=about)
-    about = "strengths of the tuning: 0 the base, 1 the tuned model"
-    sub.add_argument("--scales", nargs="+", type=float, default=SCALES, metavar="A", help=about)
-    about = "name the best strength whose retained perplexity rises by this share at most"
-    sub.add_argument("--budget", type=float, metavar="SHARE", help=about)
-    about = "the model before, where all of it was trained; else what the result names"
-    sub.add_argument("--base", metavar="MODEL", help=about)
-    sub.add_argument("--plot", metavar="DIR", help="folder for retention.png and retention.json")
-    sub.add_argument("--json", action="store_true", help="print JSON")
-
-
-def command(args: argparse.Namespace) -> None:
-    """Runs `tunekit retention out/ --retain FILE --data FILE`."""
-    from tunekit.result import load
-
-    found = retention(
-        load(args.out), retain=args.retain, data=args.data, scales=args.scales, base=args.base
-    )
-    print(json.dumps(found.to_json(), indent=2) if args.json else found)
-    if args.budget is not None and not args.json:
-        best = found.best(args.budget)
-        print(f"best within {args.budget:.1%}: scale {best.scale:g}, new {best.perplexity:.4g}")
-    if args.plot:
-        folder = found.save(args.plot)
-        if not args.json:
-            print(f"saved in {folder}")

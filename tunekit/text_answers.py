@@ -12,7 +12,6 @@ from tunekit.data.text_source import open_text_examples
 from tunekit.errors import DataError, ModelError
 from tunekit.evaluation.text import evaluate as metrics_of
 from tunekit.models.model import Model
-from tunekit.models.tokenizing import Tokenizer
 from tunekit.tasks.text_task import TextTask
 
 LARGEST_BATCH = 32
@@ -35,7 +34,7 @@ def evaluate(
 
 def metrics_on(model: Model, task: TextTask, source: Source, batch: BatchSpec) -> dict[str, Any]:
     """Returns the metrics of the model on the examples of a source."""
-    tokenizer, length = tokenizer_of(model), longest(batch, model)
+    tokenizer, length = model.backbone.text_tokenizer(), longest(batch, model)
     prepared = task.prepared(source, tokenizer, length, training=False, seed=0)
     batches = SequenceBatches(
         prepared,
@@ -66,21 +65,7 @@ def predict(
     """
     items = _lines(items)
     length = longest(batch, model)
-    return task.predict(items, tokenizer_of(model), length, model.apply, **options)  # pyright: ignore
-
-
-def tokenizer_of(model: Model) -> Tokenizer:
-    """Returns the model's tokenizer.
-
-    Raises:
-        ModelError: it has none.
-    """
-    if model.backbone.tokenizer is None:
-        raise ModelError(
-            f"the model on '{model.backbone.source}' has no tokenizer, so it takes no text; give "
-            "token ids to model.logits, or load it from a folder with its tokenizer.json."
-        )
-    return model.backbone.tokenizer
+    return task.predict(items, model.backbone.text_tokenizer(), length, model.apply, **options)  # pyright: ignore
 
 
 def longest(batch: BatchSpec, model: Model) -> int:

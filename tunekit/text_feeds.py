@@ -26,7 +26,7 @@ from tunekit.plans.phase import Phase
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.recipe import Recipe
 from tunekit.tasks.text_task import TextTask
-from tunekit.text_answers import longest, tokenizer_of
+from tunekit.text_answers import longest
 from tunekit.training.feed import Feed
 from tunekit.training.step import Values
 
@@ -56,7 +56,7 @@ class TextFeeder:
             ModelError: texts may be longer than the model's positions.
         """
         length = longest(recipe.batch, model)
-        return cls(recipe, model, task, splits, tokenizer_of(model), length)
+        return cls(recipe, model, task, splits, model.backbone.text_tokenizer(), length)
 
     @cached_property
     def forward(self) -> Forward:

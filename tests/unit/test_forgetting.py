@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 
@@ -8,12 +7,13 @@ import numpy as np
 import pytest
 
 from tests.unit.tasks.small_language import model
+from tunekit.cli import main
 from tunekit.errors import DataError, ModelError
 from tunekit.evaluation.retention import RetentionRow
 from tunekit.models.model import Model
 from tunekit.names import structural_names
 from tunekit.result import Result
-from tunekit.retention import Retention, add_arguments, command, retention
+from tunekit.retention import Retention, retention
 from tunekit.tasks.language_modelling import LanguageModelling
 from tunekit.tasks.text_classification import TextClassification
 
@@ -131,16 +131,14 @@ def test_the_command_prints_the_table_names_the_best_and_saves(tmp_path, capsys)
     out, plots = str(result_of(tuned()).save(tmp_path / "out")), str(tmp_path / "plots")
     (tmp_path / "old.txt").write_text("\n".join(OLD))
     (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, NEW)))
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    line = [out, "--retain", str(tmp_path / "old.txt"), "--data", str(tmp_path / "new.jsonl")]
+    line = ["retention", out, "--retain", str(tmp_path / "old.txt"), "--data", str(tmp_path / "new.jsonl")]
     line += ["--scales", "0", "1"]
-    command(parser.parse_args([*line, "--budget", "0.1", "--plot", plots]))
+    assert main([*line, "--budget", "0.1", "--plot", plots]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[0].split()[0] == "scale"
     assert "best within 10.0%: scale " in printed and f"saved in {plots}" in printed
     told = json.loads((tmp_path / "plots" / "retention.json").read_text())
     assert [row["scale"] for row in told["rows"]] == [0, 1]
     assert (tmp_path / "plots" / "retention.png").is_file()
-    command(parser.parse_args([*line, "--json"]))
+    assert main([*line, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == told

@@ -56,6 +56,7 @@ FILES = {
     "inspection": "sweep",
     "cli_chat": "cli",
     "cli_texts": "cli",
+    "cli_tables": "cli",
     "sweep_members": "sweep",
     "sweep_record": "sweep",
     "sweep_search": "sweep",

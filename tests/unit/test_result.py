@@ -16,11 +16,11 @@ from PIL import Image
 from sklearn.metrics import accuracy_score
 
 from tunekit.errors import DataError, ModelError
+from tunekit.models import tokenizer_files
 from tunekit.models.backbone import Backbone
 from tunekit.models.model import Model
 from tunekit.models.preprocessing import ImagePreprocessing
 from tunekit.recipe import Recipe
-from tunekit.models import tokenizer_files
 from tunekit.result import FILES, Result, load
 from tunekit.tasks.image_classification import ImageClassification
 
