@@ -38,14 +38,9 @@ from tunekit.data.text_preflight import (
 )
 from tunekit.errors import DataError, Issue, ModelError, RecipeError
 from tunekit.finetune import in_memory
-from tunekit.models import gguf, tokenizer_files
-from tunekit.models.gguf_tokenizer import tokenizer_files as gguf_files
-from tunekit.models.loading import load_backbone
 from tunekit.models.model import Model
-from tunekit.models.sentence_folder import longest_sentence
-from tunekit.models.text import FAMILIES
+from tunekit.models.text_reader import TextReader, read_text_reader
 from tunekit.models.tokenizing import Tokenizer
-from tunekit.models.torch_weights import read_json
 from tunekit.recipe import Recipe
 from tunekit.report.inspection_text import render, share
 from tunekit.report.token_view import View, token_view
@@ -151,8 +146,10 @@ def inspect(
     }
     if isinstance(task, ImageClassification):
         return _of_images(splits, recipe.data, named)
-    tokenizer, max_length = _reading(recipe, model)
-    found = _of_texts(splits, task, tokenizer, max_length, most=MOST_READ, tokens=tokens)
+    name, spec = named["model"], recipe.backbone
+    reader = read_text_reader(name, spec) if model is None else TextReader.of(model.backbone)
+    max_length = _longest(recipe.batch, reader.max_length_tokens, name)
+    found = _of_texts(splits, task, reader.tokenizer, max_length, most=MOST_READ, tokens=tokens)
     near = near_copies(splits)
     found = replace(found, near=near, **named)
     return replace(found, advice=tuple(_advice(found, recipe.data)))
@@ -269,41 +266,6 @@ def _of_images(splits: Splits, spec: DataSpec, named: Mapping[str, Any]) -> Insp
     shown = {name: f"{width} x {height}" for name, (width, height) in marks.items()}
     found = Inspection(splits=tuple(facts), sizes=shown, **named)
     return replace(found, advice=tuple(_advice(found, spec)))
-
-
-def _reading(recipe: Recipe, model: Model | None) -> tuple[Tokenizer, int]:
-    """The tokenizer, and the longest text; weights are not read where there is a folder or file."""
-    name = recipe.backbone.name
-    path = Path(name).expanduser()
-    if model is not None:
-        tokenizer, own = model.backbone.text_tokenizer(), model.backbone.max_length_tokens
-    elif path.suffix == ".gguf" and path.is_file():
-        tokenizer, own = _of_gguf(path)
-    elif (config := read_json(path / "config.json")).get("model_type") in FAMILIES:
-        tokenizer = Tokenizer(tokenizer_files.read(path, config["model_type"]))
-        own = _positions(path, config)
-    else:
-        backbone = load_backbone(name, replace(recipe.backbone, pretrained=False))
-        if backbone.takes != "tokens":
-            raise ModelError(
-                f"'{name}' takes {backbone.takes}, and the data are texts: choose a model of texts."
-            )
-        tokenizer, own = backbone.text_tokenizer(), backbone.max_length_tokens
-    return tokenizer, _longest(recipe.batch, own, name)
-
-
-def _of_gguf(path: Path) -> tuple[Tokenizer, int]:
-    file, own = gguf.read_gguf(path), path.with_name("tokenizer.json")
-    contents = gguf_files(file.metadata, str(path), rebuild=not own.is_file())
-    files = {name: json.dumps(content) for name, content in contents.items()}
-    if own.is_file():
-        files["tokenizer.json"] = own.read_text(encoding="utf-8")
-    return Tokenizer(files), file.config["max_position_embeddings"]
-
-
-def _positions(folder: Path, config: Mapping[str, Any]) -> int | None:
-    longest = config.get(FAMILIES[config["model_type"]].max_length)
-    return min(filter(None, (longest, longest_sentence(folder))), default=None)
 
 
 def _longest(batch: BatchSpec, own: int | None, name: str) -> int:

@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -96,7 +97,7 @@ def near_duplicates(
             continue
         sketch = MinHash(_PERMUTATIONS, hashfunc=zlib.crc32)
         sketch.update_batch([shingle.encode() for shingle in shingles])
-        proposed = sorted(int(key) for key in index.query(sketch))
+        proposed = sorted(cast(list[int], index.query(sketch)))
         for (other, earlier), similarity in _nearest(proposed, chosen, splits, shingles):
             counts[other, split] += 1
             names = splits[other].name(earlier), other, splits[split].name(row), split
