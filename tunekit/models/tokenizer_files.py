@@ -231,7 +231,7 @@ def sequence_ends(
 ) -> Json:
     """Returns the post_processor that puts `first` before a text and `last` behind it."""
     tokens = {"cls": [first, vocabulary[first]], "sep": [last, vocabulary[last]]}
-    # Offsets are of the texts' own characters, the space before a word among them, elsewhere too.
+    # RoBERTa's offsets leave the space before a word out.
     spaces = {"trim_offsets": True, "add_prefix_space": False} if kind == "Roberta" else {}
     return {"type": f"{kind}Processing", **tokens, **spaces}
 
