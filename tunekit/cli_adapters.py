@@ -32,7 +32,7 @@ def merge(args: argparse.Namespace) -> None:
     if result.model.quantization is not None and not args.data:
         raise TunekitError(
             f"the backbone in {args.out} is quantised ({result.model.quantization}), and merging "
-            "rounds the adapter in part away. Name images by --data, to forecast on what changes."
+            "rounds the sums at random. Name images by --data, to forecast on what changes."
         )
     forecast = result.merge(args.data, least_agreement=args.least_agreement)
     if forecast is not None:

@@ -24,7 +24,7 @@ from tunekit.methods.part_files import (
     spec_from_json,
     spec_to_json,
 )
-from tunekit.models import adapted, hub, masked_head
+from tunekit.models import hub, masked_head, merging
 from tunekit.models.adapters import (
     AdapterSet,
     Entry,
@@ -116,7 +116,7 @@ def rebuilt(description: Mapping[str, Any]) -> Model:
         multi_label=description["multi_label"],
     )
     if (mode := description.get("quantize")) is not None:
-        adapted.quantize(model, mode, structure_only=True)
+        merging.make_room_for_packed(model, mode)
     entries = {name: _entry(each) for name, each in description.get("adapters", {}).items()}
     active = tuple((name, float(weight)) for name, weight in description.get("active", ()))
     return model.take_adapters(AdapterSet(entries, active))

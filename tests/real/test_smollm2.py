@@ -25,10 +25,10 @@ from tests.reference.make_smollm2_references import ADAPTER, EXPECTED, PROMPTS, 
 from tunekit.errors import ModelError
 from tunekit.methods.quantize import dequantized_kernel
 from tunekit.methods.spec import LoRA
-from tunekit.models.adapted import quantized_layers
 from tunekit.models.gguf import read_gguf
 from tunekit.models.gguf_tokenizer import tokenizer_files
 from tunekit.models.loading import load_model
+from tunekit.models.merging import quantized_layers
 from tunekit.models.model import Model
 from tunekit.models.spec import Quantization
 from tunekit.names import layer_names, structural_names

@@ -1,7 +1,7 @@
 """What merging an adapter into a quantised base would change, told from logits before it is done.
 
 An adapter on a quantised base computes with float factors; merged, its update is packed with the
-kernel, and what is smaller than a step between two codes is lost.
+kernel, and what is smaller than a step between two codes is there in the mean alone.
 """
 
 from __future__ import annotations

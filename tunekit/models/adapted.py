@@ -1,8 +1,9 @@
-"""What is done to a model's adapters while it lives; the methods of `Model`, each whole or not."""
+"""What is done to a model's adapters while it lives, whole or not at all: methods of `Model`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,23 +19,12 @@ from tunekit.methods.attach import attach
 from tunekit.methods.combine import CombineKind, Factors, combine
 from tunekit.methods.eva import captured_inputs
 from tunekit.methods.lora import LoRAPart
-from tunekit.methods.merge_forecast import MergeForecast, merge_forecast
 from tunekit.methods.part import Placed
-from tunekit.methods.quantize import (
-    QuantizationReport,
-    dequantized_kernel,
-    is_quantized,
-    quantization_residual,
-    quantize_layers,
-    quantize_structure,
-    repacked,
-)
+from tunekit.methods.quantize import quantization_residual
 from tunekit.methods.spec import AdapterSpec, LoRA, adapter_spec
 from tunekit.models import adapter_files
 from tunekit.models.adapters import AdapterSet, Named, SavedHead, weights_of
 from tunekit.models.forward import Forward, assign_all
-from tunekit.models.inference import Inference
-from tunekit.models.inputs import Inputs, batches, token_columns
 from tunekit.models.spec import Quantization
 from tunekit.models.targets import places_of, targets_of
 
@@ -42,16 +32,29 @@ if TYPE_CHECKING:
     from tunekit.models.model import Model
 
 
-def add(
+def add_adapter(
     model: Model,
     name: str,
     spec: AdapterSpec | str,
     *,
-    seed: int,
-    inputs: Iterable[Any] | None,
-    quantize: Quantization | None,
+    seed: int = 0,
+    inputs: Iterable[Any] | None = None,
+    quantize: Quantization | None = None,
 ) -> Model:
-    """See `Model.add_adapter`."""
+    """Puts a fresh adapter on the model, which alone is active then; returns the model.
+
+    Args:
+        model: that gets it.
+        name: how it is called from now on.
+        spec: such as ``LoRA(rank=8, targets="attention")``, or a name: "lora", "ia3".
+        seed: of random values.
+        inputs: batches as `apply` takes them, for a LoRA of init "eva".
+        quantize: how the backbone is about to be quantised, for a LoRA of init "loftq".
+
+    Raises:
+        ModelError: the name is taken, or the method is impossible on a layer.
+        SelectionError: its targets name no layer.
+    """
     model.adapters.check_free(name)
     spec = adapter_spec(spec)
     adapter = fresh_adapter(
@@ -82,8 +85,28 @@ def fresh_adapter(model: Model, spec: AdapterSpec, *, seed: int, **starts: Any) 
     return attach(spec, places_of(model, targets_of(spec, model)), seed=seed, **starts)
 
 
-def activate(model: Model, names: Named) -> Model:
-    """See `Model.set_adapter`."""
+def remove_adapter(model: Model, name: str) -> Model:
+    """Takes an adapter away; returns the model.
+
+    Raises:
+        ModelError: there is none of that name, or it is merged.
+    """
+    return model.take_adapters(model.adapters.without(name))
+
+
+def set_adapter(model: Model, names: Named) -> Model:
+    """Makes these adapters the ones that act, with the head of the last; returns the model.
+
+    A head that the model has had since goes with the adapters that were active with it.
+
+    Args:
+        model: that has them.
+        names: of one adapter; of several, an earlier one nearer to the layers; or names with a
+            weight each, which multiplies the adapter's effect. Empty: none acts.
+
+    Raises:
+        ModelError: there is no such adapter, or it cannot be weighted.
+    """
     weights = weights_of(names)
     adapters = _with_present_head(model).activated(weights)
     head = next((adapters[name].head for name in reversed(weights) if adapters[name].head), None)
@@ -91,6 +114,17 @@ def activate(model: Model, names: Named) -> Model:
         last = next(name for name in reversed(weights) if adapters[name].head is head)
         adapters = adapters.with_entry(last, replace(adapters[last], head=None))
     return _put(model, adapters, head)
+
+
+@contextmanager
+def adapters_disabled(model: Model) -> Iterator[Model]:
+    """Within the block no adapter acts; the head stays."""
+    before = model.adapters
+    model.take_adapters(replace(before, active=()))
+    try:
+        yield model
+    finally:
+        model.take_adapters(replace(model.adapters, active=before.active))
 
 
 def _with_present_head(model: Model) -> AdapterSet:
@@ -126,16 +160,23 @@ def _put(model: Model, adapters: AdapterSet, head: SavedHead | None) -> Model:
     return model
 
 
-def _put_values(model: Model, adapters: AdapterSet, values: Mapping[str, jax.Array]) -> Model:
-    """The model has these adapters, and the network these values: both or neither."""
-    with model.restored_on_error():
-        model.take_adapters(adapters)
-        assign_all(model._inference.variables, values)
-    return model
+def save_adapter(
+    model: Model, folder: str | Path, name: str | None = None, recipe: Any = None
+) -> Path:
+    """Writes an adapter with its head to a folder, and returns the folder.
 
+    LoRA, IA3 and VeRA are written as PEFT writes them, for PEFT and all that reads its files.
 
-def save(model: Model, folder: Path, name: str | None, recipe: Any) -> Path:
-    """See `Model.save_adapter`."""
+    Args:
+        model: that has it.
+        folder: new, empty, or of an earlier adapter; it appears whole or not at all.
+        name: of the adapter; `None` is the one that is active.
+        recipe: kept with it, as a tree of JSON values.
+
+    Raises:
+        ModelError: no adapter of that name, PEFT cannot say what it does, or the folder holds
+            other things.
+    """
     if name is None:
         active = [each for each, _ in model.adapters.active]
         if len(active) != 1:
@@ -144,28 +185,56 @@ def save(model: Model, folder: Path, name: str | None, recipe: Any) -> Path:
         (name,) = active
     entry = _with_present_head(model)[name]
     head = entry.head or (present_head(model) if model.labels else None)
-    return adapter_files.save(model, entry, head, folder, recipe)
+    return adapter_files.save(model, entry, head, Path(folder), recipe)
 
 
-def load(model: Model, folder: Path, name: str | None, *, check_base: bool) -> Model:
-    """See `Model.load_adapter`."""
+def load_adapter(
+    model: Model, folder: str | Path, name: str | None = None, *, check_base: bool = True
+) -> Model:
+    """Adds the adapter of a folder, with its head, and makes it active; returns the model.
+
+    Args:
+        model: that gets it.
+        folder: that `save_adapter` or PEFT wrote.
+        name: that it gets; `None` is the folder's.
+        check_base: whether to refuse a network of other weights than it was trained on.
+
+    Raises:
+        ModelError: the folder holds no adapter for this network. Nothing has changed then.
+    """
+    folder = Path(folder)
     name = folder.expanduser().resolve().name if name is None else name
     model.adapters.check_free(name)
     loaded = adapter_files.load(model, folder, check_base=check_base)
     return _put(model, _with_present_head(model).added(name, loaded.adapter), loaded.head)
 
 
-def combine_into(
+def combine_adapters(
     model: Model,
     names: Mapping[str, float] | Sequence[str],
     name: str,
-    kind: CombineKind,
+    kind: CombineKind = "svd",
     *,
-    rank: int | None,
-    density: float,
-    seed: int,
+    rank: int | None = None,
+    density: float = 0.2,
+    seed: int = 0,
 ) -> Model:
-    """See `Model.combine_adapters`."""
+    """Adds an adapter made of several LoRAs, which alone is active then; returns the model.
+
+    Args:
+        model: that has them.
+        names: of the LoRAs, with a weight each or 1.
+        name: of the new one.
+        kind: "cat" adds the updates exactly (ranks add up), "svd" finds the nearest of `rank`,
+            "linear" adds the factors, which is rough; "ties" keeps apart what disagrees (arXiv
+            2306.01708), "dare_linear" and "dare_ties" first drop a part (arXiv 2311.03099).
+        rank: of the result, for all but "cat" and "linear"; `None` is the largest of theirs.
+        density: share of each update that the last three keep.
+        seed: of what is dropped.
+
+    Raises:
+        ModelError: one is no plain LoRA, or the kind does not fit them.
+    """
     model.adapters.check_free(name)
     weights = weights_of(names)
     adapters = [model.adapters[each].adapter for each in weights]
@@ -207,104 +276,6 @@ def _placed(part: Any, factors: Factors) -> Placed:
     a, b = part.factor_names
     scaling = np.asarray(factors.scaling, np.float32)
     return Placed(part, {a: factors.a, b: factors.b, "scaling": scaling})
-
-
-def merge(
-    model: Model, items: Inputs | None, least_agreement: float, seed: int = 0
-) -> MergeForecast | None:
-    """See `Model.merge`; returns what it forecast, `None` where nothing is packed."""
-    changed, forecast = _merged_values(model, seed), None
-    if quantized_layers(model):
-        if items is None:
-            raise ModelError(
-                "the backbone is quantised: merging rounds the adapter away in part. Give merge() "
-                "some examples, of which it forecasts what changes, or least_agreement=0 and any."
-            )
-        forecast = _forecast(model, items, changed)
-        if forecast.top1_agreement < least_agreement:
-            raise ModelError(
-                f"merging into the quantised backbone was not done: {forecast}, and expected at "
-                f"least {least_agreement:.1%} agreement. Keep the adapter apart, merge into a "
-                "backbone that is not quantised, or lower least_agreement."
-            )
-    before = {name: model._inference.variables[name].value for name in changed}
-    merged = replace(model.adapters, active=(), merged=model.adapters.active, before_merge=before)
-    _put_values(model, merged, changed)
-    return forecast
-
-
-def forecast_of(model: Model, items: Inputs, seed: int = 0) -> MergeForecast:
-    """See `Model.merge_forecast`."""
-    return _forecast(model, items, _merged_values(model, seed))
-
-
-def _forecast(model: Model, items: Inputs, changed: Mapping[str, jax.Array]) -> MergeForecast:
-    apart = model.logits(items)
-    values = model._inference.values()
-    count, parts = batches(model.backbone, items, 32)
-    together = [model._inference({**values, **changed}, part) for part in parts]
-    merged = np.concatenate([np.asarray(x, np.float32) for x in together])[:count]
-    weights = None
-    if model.backbone.takes == "tokens" and apart.ndim == 3:
-        weights = jnp.asarray(token_columns(model.backbone, items)["padding_mask"])
-    return merge_forecast(jnp.asarray(apart), jnp.asarray(merged), weights)
-
-
-def quantize(
-    model: Model, mode: Quantization, *, structure_only: bool = False
-) -> QuantizationReport | None:
-    """See `Model.quantize`; `structure_only` makes room for packed values and packs none."""
-    model.adapters.check_not_merged("quantize")
-    layers = {n: layer for n, layer in model._inference.layers.items() if n.startswith("backbone/")}
-    report = (quantize_structure if structure_only else quantize_layers)(layers, mode)
-    # Programs and groups are of the variables that were.
-    model._inference, model._groups = Inference(model.keras), None
-    model.features = None
-    return report
-
-
-def quantization_of(model: Model) -> Quantization | None:
-    """See `Model.quantization`."""
-    layers = model._inference.layers
-    packed: Any = [vars(layers[name])["_kernel"] for name in quantized_layers(model)[:1]]
-    return packed[0].form.mode if packed else None
-
-
-def quantized_layers(model: Model) -> tuple[str, ...]:
-    """Returns the names of the layers whose kernels are packed."""
-    return tuple(n for n, layer in model._inference.layers.items() if is_quantized(layer))
-
-
-def packed_kernels(model: Model) -> dict[str, tuple[int, ...]]:
-    """Returns the shape that each packed kernel had, by the name that it had."""
-    layers: Any = model._inference.layers
-    return {f"{name}/kernel": layers[name].kernel.shape for name in quantized_layers(model)}
-
-
-def _merged_values(model: Model, seed: int) -> dict[str, jax.Array]:
-    """What the network's variables would hold with the active adapters merged into them."""
-    adapters = model.adapters
-    adapters.check_not_merged("merge")
-    if not adapters.active:
-        raise ModelError("no adapter is active, so there is nothing to merge.")
-    weights, layers = model._inference.values(), model._inference.layers
-    kernels = {f"{n}/kernel": dequantized_kernel(layers[n]) for n in quantized_layers(model)}
-    changed: dict[str, jax.Array] = {}
-    for adapter, weight in adapters.acting:
-        # One adapter's change is the network of the next: the way they act while apart.
-        known = {**weights, **kernels, **changed}
-        changed |= adapter.merged(layers, known, adapter.values(weight))
-    new = repacked(layers, changed, seed=seed)
-    return {name: value.astype(weights[name].dtype) for name, value in new.items()}
-
-
-def unmerge(model: Model) -> Model:
-    """See `Model.unmerge`."""
-    adapters = model.adapters
-    if not adapters.merged:
-        raise ModelError("nothing is merged into the network, so there is nothing to take out.")
-    apart = replace(adapters, active=adapters.merged, merged=(), before_merge={})
-    return _put_values(model, apart, adapters.before_merge)
 
 
 def mixed_logits(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,12 +12,8 @@ import numpy as np
 
 from tunekit.data.feature_store import FeatureStore
 from tunekit.errors import ModelError
-from tunekit.methods.combine import CombineKind
-from tunekit.methods.merge_forecast import MergeForecast
-from tunekit.methods.quantize import QuantizationReport
-from tunekit.methods.spec import AdapterSpec
-from tunekit.models import adapted
-from tunekit.models.adapters import AdapterSet, Named
+from tunekit.models import adapted, merging
+from tunekit.models.adapters import AdapterSet
 from tunekit.models.assembly import assemble, keep_rows, named_backbone, weights_of
 from tunekit.models.backbone import Backbone
 from tunekit.models.depth import Group, depth_groups, with_adapters
@@ -29,7 +23,7 @@ from tunekit.models.inference import Inference, renamed, slots
 from tunekit.models.inputs import Inputs, batches
 from tunekit.models.layer_tree import LayerTree, layer_tree
 from tunekit.models.preprocessing import ImagePreprocessing
-from tunekit.models.spec import HeadSpec, Quantization
+from tunekit.models.spec import HeadSpec
 from tunekit.models.taps import Tap, taps
 from tunekit.names import variable_roles
 
@@ -276,178 +270,18 @@ class Model:
         head = self._head(self.labels, self.head_spec, seed)
         return {f"heads/{_HEAD}/{name}": v.value for name, v in weights_of(head).items()}
 
-    def add_adapter(
-        self,
-        name: str,
-        spec: AdapterSpec | str,
-        *,
-        seed: int = 0,
-        inputs: Iterable[Any] | None = None,
-        quantize: Quantization | None = None,
-    ) -> Model:
-        """Puts a fresh adapter on the model, which alone is active then; returns the model.
-
-        Args:
-            name: how it is called from now on.
-            spec: such as ``LoRA(rank=8, targets="attention")``, or a name: "lora", "ia3".
-            seed: of random values.
-            inputs: batches as `apply` takes them, for a LoRA of init "eva".
-            quantize: how the backbone is about to be quantised, for a LoRA of init "loftq".
-
-        Raises:
-            ModelError: the name is taken, or the method is impossible on a layer.
-            SelectionError: its targets name no layer.
-        """
-        return adapted.add(self, name, spec, seed=seed, inputs=inputs, quantize=quantize)
-
-    def remove_adapter(self, name: str) -> Model:
-        """Takes an adapter away; returns the model.
-
-        Raises:
-            ModelError: there is none of that name, or it is merged.
-        """
-        return self.take_adapters(self.adapters.without(name))
-
-    def set_adapter(self, names: Named) -> Model:
-        """Makes these adapters the ones that act, with the head of the last; returns the model.
-
-        A head that the model has had since goes with the adapters that were active with it.
-
-        Args:
-            names: of one adapter; of several, an earlier one nearer to the layers; or names with a
-                weight each, which multiplies the adapter's effect. Empty: none acts.
-
-        Raises:
-            ModelError: there is no such adapter, or it cannot be weighted.
-        """
-        return adapted.activate(self, names)
-
-    @contextmanager
-    def adapters_disabled(self) -> Iterator[Model]:
-        """Within the block no adapter acts; the head stays."""
-        before = self.adapters
-        self.take_adapters(replace(before, active=()))
-        try:
-            yield self
-        finally:
-            self.take_adapters(replace(self.adapters, active=before.active))
-
-    def save_adapter(self, folder: str | Path, name: str | None = None, recipe: Any = None) -> Path:
-        """Writes an adapter with its head to a folder, and returns the folder.
-
-        LoRA, IA3 and VeRA are written as PEFT writes them, for PEFT and all that reads its files.
-
-        Args:
-            folder: new, empty, or of an earlier adapter; it appears whole or not at all.
-            name: of the adapter; `None` is the one that is active.
-            recipe: kept with it, as a tree of JSON values.
-
-        Raises:
-            ModelError: no adapter of that name, PEFT cannot say what it does, or the folder holds
-                other things.
-        """
-        return adapted.save(self, Path(folder), name, recipe)
-
-    def load_adapter(
-        self, folder: str | Path, name: str | None = None, *, check_base: bool = True
-    ) -> Model:
-        """Adds the adapter of a folder, with its head, and makes it active; returns the model.
-
-        Args:
-            folder: that `save_adapter` or PEFT wrote.
-            name: that it gets; `None` is the folder's.
-            check_base: whether to refuse a network of other weights than it was trained on.
-
-        Raises:
-            ModelError: the folder holds no adapter for this network. Nothing has changed then.
-        """
-        return adapted.load(self, Path(folder), name, check_base=check_base)
-
-    def combine_adapters(
-        self,
-        names: Mapping[str, float] | Sequence[str],
-        name: str,
-        kind: CombineKind = "svd",
-        *,
-        rank: int | None = None,
-        density: float = 0.2,
-        seed: int = 0,
-    ) -> Model:
-        """Adds an adapter made of several LoRAs, which alone is active then; returns the model.
-
-        Args:
-            names: of the LoRAs, with a weight each or 1.
-            name: of the new one.
-            kind: "cat" adds the updates exactly (ranks add up), "svd" finds the nearest of `rank`,
-                "linear" adds the factors, which is rough; "ties" keeps apart what disagrees (arXiv
-                2306.01708), "dare_linear" and "dare_ties" first drop a part (arXiv 2311.03099).
-            rank: of the result, for all but "cat" and "linear"; `None` is the largest of theirs.
-            density: share of each update that the last three keep.
-            seed: of what is dropped.
-
-        Raises:
-            ModelError: one is no plain LoRA, or the kind does not fit them.
-        """
-        options = {"rank": rank, "density": density, "seed": seed}
-        return adapted.combine_into(self, names, name, kind, **options)
-
-    def merge(
-        self, items: Inputs | None = None, *, least_agreement: float = 0.95, seed: int = 0
-    ) -> Model:
-        """Puts the adapters that act into the network's own values; returns the model.
-
-        The values before are kept, so that `unmerge` is exact.
-
-        Args:
-            items: examples as for `logits`; needed where the backbone is quantised, and the merged
-                kernels are quantised again.
-            least_agreement: share of their predictions that must stay the same there.
-            seed: of the random rounding there, which keeps small changes in the mean.
-
-        Raises:
-            ModelError: a method cannot be merged, or too many predictions would change. Nothing has
-                changed then.
-        """
-        adapted.merge(self, items, least_agreement, seed)
-        return self
-
-    def merge_forecast(self, items: Inputs, *, seed: int = 0) -> MergeForecast:
-        """Returns how far predictions would move by `merge`: KL divergence and agreement.
-
-        Args:
-            items: examples as for `logits`.
-            seed: as for `merge`.
-        """
-        return adapted.forecast_of(self, items, seed)
-
-    def quantize(self, mode: Quantization) -> QuantizationReport:
-        """Packs the backbone's kernels for good; embeddings, norms and heads stay as they are.
-
-        Args:
-            mode: "int8", "int4", or "nf4", 4 bits in the levels of a normal distribution.
-
-        Returns:
-            What it saved, and the error that it brought.
-
-        Raises:
-            ModelError: an adapter is merged, or no kernel can be packed.
-        """
-        report = adapted.quantize(self, mode)
-        assert report is not None
-        return report
-
-    @property
-    def quantization(self) -> Quantization | None:
-        """How the backbone's kernels are packed; `None` where they are not."""
-        return adapted.quantization_of(self)
-
-    def unmerge(self) -> Model:
-        """Gives the network its values before `merge` back, bit for bit; returns the model.
-
-        Raises:
-            ModelError: nothing is merged.
-        """
-        return adapted.unmerge(self)
+    add_adapter = adapted.add_adapter
+    remove_adapter = adapted.remove_adapter
+    set_adapter = adapted.set_adapter
+    adapters_disabled = adapted.adapters_disabled
+    save_adapter = adapted.save_adapter
+    load_adapter = adapted.load_adapter
+    combine_adapters = adapted.combine_adapters
+    merge = merging.merge
+    unmerge = merging.unmerge
+    merge_forecast = merging.forecast
+    quantize = merging.quantize
+    quantization = property(merging.quantization_of)
 
     def take_adapters(self, adapters: AdapterSet) -> Model:
         """Puts another set of adapters in the place of the present one; returns the model."""

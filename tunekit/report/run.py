@@ -15,7 +15,7 @@ from tunekit import __version__
 from tunekit.data.source import Source, Splits
 from tunekit.folder import plain
 from tunekit.methods.spec import shortest
-from tunekit.models.adapted import packed_kernels
+from tunekit.models.merging import packed_kernels
 from tunekit.models.model import Model
 
 PACKAGES = ("keras", "keras-hub", "jax", "numpy")
