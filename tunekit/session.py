@@ -194,6 +194,7 @@ def _store(recipe: Recipe, model: Model, shared: FeatureStore | None) -> Feature
 
 def _phases(recipe: Recipe, feeder: AnyFeeder) -> tuple[ResolvedPhase, ...]:
     model, method = feeder.model, recipe.method
+    untold = trained_parts(method, has_head=bool(model.labels))
     phases = resolve_plan(
         expand_plan(recipe.plan, model.groups()),
         lambda selectors: resolve_trainable(selectors, model, method),
@@ -203,7 +204,7 @@ def _phases(recipe: Recipe, feeder: AnyFeeder) -> tuple[ResolvedPhase, ...]:
     return tuple(
         replace(
             phase,
-            label=phase.label if phase.spec.train is not None else trained_parts(method),
+            label=phase.label if phase.spec.train is not None else untold,
             multipliers={n: f * rate_factor(method, n) for n, f in phase.multipliers.items()},
         )
         for phase in phases

@@ -18,6 +18,9 @@ Selectors = str | tuple[str, ...]
 LoRAInit = Literal["default", "gaussian", "orthogonal", "pissa", "olora", "loftq", "eva"]
 Rank = Annotated[int, Ge(1)]
 
+LANGUAGE_HEAD = "heads/lm_head/"
+"""Where the variables of a language head are: a pretrained one, part of the network."""
+
 _CONFIG: Any = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
@@ -308,13 +311,18 @@ def default_train(method: Method) -> tuple[str, ...]:
     return ("head",) if method == Plain("head") else ("all",)
 
 
-def trained_parts(method: Method) -> str:
-    """Returns in words what a phase trains that does not say so itself."""
-    if is_adapter(method):
-        return f"{method.name} adapter, head"
-    return {"full": "all", "head": "head", "bitfit": "biases, head", "norm": "norms, head"}[
-        method.name
-    ]
+def trained_parts(method: Method, *, has_head: bool = True) -> str:
+    """Returns in words what a phase trains that does not say so itself.
+
+    Args:
+        method: of the recipe.
+        has_head: whether there is a head for labels, which every method trains.
+    """
+    if method.name in ("full", "head"):
+        return "all" if method.name == "full" else "head"
+    named = {"bitfit": "biases", "norm": "norms"}
+    parts = named.get(method.name, f"{method.name} adapter")
+    return f"{parts}, head" if has_head else parts
 
 
 def default_learning_rate(method: Method) -> float:
@@ -330,13 +338,14 @@ def may_train(method: Method, name: str, *, is_norm: bool) -> bool:
         name: of a weight of the network, a head or an adapter.
         is_norm: whether it is a normalisation layer's.
     """
-    if name.startswith("heads/"):
+    is_head = name.startswith("heads/")
+    if is_head and not name.startswith(LANGUAGE_HEAD):
         return True
     if is_adapter(method):
         return name.startswith("adapters/")
     return {
         "full": True,
-        "head": False,
+        "head": is_head,
         "bitfit": name.endswith(("bias", "/beta")),
         "norm": is_norm,
     }[method.name]
