@@ -64,6 +64,7 @@ def described(model: Model) -> dict[str, Any]:
             "takes": backbone.takes,
             "vocabulary": backbone.vocabulary,
             "max_length_tokens": backbone.max_length_tokens,
+            "sentence_pooling": backbone.sentence_pooling,
         },
         "language_head": masked_head.described(backbone.language_head),
         "pooler": backbone.pooler

@@ -13,7 +13,7 @@ from tunekit.models.trainable import put, resolve_trainable
 @pytest.fixture(scope="module")
 def untied(tmp_path_factory):
     """A Llama whose language head has a kernel of its own."""
-    return load_model(text_folders.write("qwen2", tmp_path_factory.mktemp("untied")))
+    return load_model(text_folders.write("llama-untied", tmp_path_factory.mktemp("untied")))
 
 
 def test_a_language_head_is_part_of_the_network_and_no_adapter_trains_it(untied):
