@@ -174,7 +174,7 @@ class MaskedLM:
         outputs: Outputs,
         *,
         top_k: int = 5,
-        batch_size: int = 8,
+        batch_size: int = 4,
     ) -> list[Filled]:
         """Returns each text with its hidden words found.
 
