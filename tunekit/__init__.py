@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from tunekit.data.spec import BatchSpec as BatchSpec
     from tunekit.data.spec import CacheSpec as CacheSpec
     from tunekit.data.spec import DataSpec as DataSpec
+    from tunekit.data.spec import MixedSpec as MixedSpec
     from tunekit.data.spec import RandAugmentSpec as RandAugmentSpec
     from tunekit.errors import TunekitError as TunekitError
     from tunekit.finetune import finetune as finetune
+    from tunekit.generate import generate as generate
+    from tunekit.inspection import Inspection as Inspection
+    from tunekit.inspection import inspect as inspect
     from tunekit.methods.spec import IA3 as IA3
     from tunekit.methods.spec import Bottleneck as Bottleneck
     from tunekit.methods.spec import LoRA as LoRA
@@ -41,11 +45,19 @@ if TYPE_CHECKING:
     from tunekit.recipe import Recipe as Recipe
     from tunekit.result import Result as Result
     from tunekit.result import load as load
+    from tunekit.retention import Retention as Retention
+    from tunekit.retention import retention as retention
     from tunekit.run import run as run
     from tunekit.sweep import sweep as sweep
     from tunekit.sweep_record import Sweep as Sweep
     from tunekit.tasks.prediction import Prediction as Prediction
     from tunekit.tasks.spec import ClassificationSpec as ClassificationSpec
+    from tunekit.tasks.spec import EmbeddingSpec as EmbeddingSpec
+    from tunekit.tasks.spec import LanguageModellingSpec as LanguageModellingSpec
+    from tunekit.tasks.spec import MaskedLMSpec as MaskedLMSpec
+    from tunekit.tasks.spec import RegressionSpec as RegressionSpec
+    from tunekit.tasks.spec import SpanQASpec as SpanQASpec
+    from tunekit.tasks.spec import TokenClassificationSpec as TokenClassificationSpec
     from tunekit.training.spec import RuntimeSpec as RuntimeSpec
 
 __version__ = "0.1.0"
@@ -56,10 +68,16 @@ _HOMES = {
     "BatchSpec": "tunekit.data.spec",
     "Bottleneck": "tunekit.methods.spec",
     "CacheSpec": "tunekit.data.spec",
+    "ClassificationSpec": "tunekit.tasks.spec",
     "DataSpec": "tunekit.data.spec",
+    "EmbeddingSpec": "tunekit.tasks.spec",
     "HeadSpec": "tunekit.models.spec",
     "IA3": "tunekit.methods.spec",
+    "Inspection": "tunekit.inspection",
+    "LanguageModellingSpec": "tunekit.tasks.spec",
     "LoRA": "tunekit.methods.spec",
+    "MaskedLMSpec": "tunekit.tasks.spec",
+    "MixedSpec": "tunekit.data.spec",
     "Model": "tunekit.models.model",
     "OptimizerSpec": "tunekit.plans.optimizer",
     "Phase": "tunekit.plans.phase",
@@ -70,18 +88,24 @@ _HOMES = {
     "PromptTuning": "tunekit.methods.spec",
     "RandAugmentSpec": "tunekit.data.spec",
     "Recipe": "tunekit.recipe",
+    "RegressionSpec": "tunekit.tasks.spec",
     "Result": "tunekit.result",
+    "Retention": "tunekit.retention",
     "RuntimeSpec": "tunekit.training.spec",
+    "SpanQASpec": "tunekit.tasks.spec",
     "Sweep": "tunekit.sweep_record",
-    "ClassificationSpec": "tunekit.tasks.spec",
+    "TokenClassificationSpec": "tunekit.tasks.spec",
     "TunekitError": "tunekit.errors",
     "VeRA": "tunekit.methods.spec",
     "VisualPrompt": "tunekit.methods.spec",
     "finetune": "tunekit.finetune",
+    "generate": "tunekit.generate",
+    "inspect": "tunekit.inspection",
     "load": "tunekit.result",
     "load_model": "tunekit.models.loading",
     "plan_preview": "tunekit.preview",
     "probe": "tunekit.probe",
+    "retention": "tunekit.retention",
     "run": "tunekit.run",
     "sweep": "tunekit.sweep",
 }
