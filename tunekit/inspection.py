@@ -63,7 +63,7 @@ class Inspection:
     """What is to be known of data before a model is trained on them.
 
     Example:
-        >>> print(tunekit.inspect("SmolLM2.gguf", "chat.jsonl", method="lora", tokens=2))
+        >>> print(inspect("SmolLM2.gguf", "chat.jsonl", method="lora", tokens=2))
     """
 
     model: str
@@ -123,9 +123,11 @@ def inspect(
 
     Raises:
         RecipeError: every mistake in the keywords; or the recipe names no data.
-        DataError: nothing is left of the data to be inspected.
+        DataError: nothing is left of the data to be inspected, or `tokens` is negative.
         ModelError: the model's tokenizer cannot be read.
     """
+    if tokens < 0:
+        raise DataError(f"tokens: expected a number of examples, 0 or more, got {tokens}.")
     model = recipe if isinstance(recipe, Model) else None
     if not isinstance(recipe, Recipe):
         said = Recipe.from_keywords(model=recipe, data=data, **keywords)
@@ -152,7 +154,8 @@ def inspect(
     found = _of_texts(splits, task, reader.tokenizer, max_length, most=MOST_READ, tokens=tokens)
     near = near_copies(splits)
     found = replace(found, near=near, **named)
-    return replace(found, advice=tuple(_advice(found, recipe.data)))
+    advice = [*_advice(found, recipe.data), *_cut_told(found, reader.max_length_tokens)]
+    return replace(found, advice=tuple(advice))
 
 
 def preflight_lines(
@@ -301,11 +304,6 @@ def _advice(found: Inspection, spec: DataSpec) -> Iterator[str]:
             f"the commonest label has {max(labels):,} examples, the rarest {min(labels):,}: look "
             "at f1_macro; task.class_weights: balanced makes up for it"
         )
-    if found.lengths and found.lengths.cut_texts > 0.05:
-        yield (
-            f"{share(found.lengths.cut_texts)} of the texts are cut: 95 % of them would fit in "
-            f"batch.max_length: {found.lengths.p95}"
-        )
     if found.learned and found.learned.silent:
         names = ", ".join(found.learned.silent_names)
         yield f"{found.learned.silent:,} texts have no token in the loss after cutting: {names}"
@@ -314,6 +312,16 @@ def _advice(found: Inspection, spec: DataSpec) -> Iterator[str]:
             f"{share(found.unknown.tokens)} of the tokens are unknown to the model: choose one of "
             "the texts' language and characters"
         )
+
+
+def _cut_told(found: Inspection, longest: int | None) -> Iterator[str]:
+    lengths = found.lengths
+    if lengths is None or lengths.cut_texts < 0.05:
+        return
+    remedy = f"95 % of all would fit in batch.max_length: {lengths.p95}"
+    if longest is not None and lengths.p95 > longest:
+        remedy = f"the model takes at most {longest} tokens; split the texts, or choose another"
+    yield f"{share(lengths.cut_texts)} of the texts are cut: {remedy}"
 
 
 def _clashes_told(found: Copies) -> str:
@@ -329,21 +337,10 @@ def _copies_told(found: Inspection) -> str:
     return f"exact copies: {told}" if told else ""
 
 
-def add_arguments(sub: argparse.ArgumentParser) -> None:
-    """Gives the command `tunekit inspect` its arguments."""
-    sub.add_argument("recipe", help="a YAML file, or a name from tunekit ls")
-    sub.add_argument("overrides", nargs="*", metavar="PATH=VALUE", help="such as data.path=a.jsonl")
-    about = "show so many training examples as tokens, those trained on in colour"
-    sub.add_argument("--tokens", type=int, default=0, metavar="N", help=about)
-    sub.add_argument("--json", action="store_true", help="print JSON")
-
-
 def command(args: argparse.Namespace) -> None:
-    """Runs `tunekit inspect recipe.yaml [PATH=VALUE…]`."""
+    """Runs `tunekit inspect recipe.yaml [PATH=VALUE…] [--tokens N] [--json]`."""
     from rich.console import Console
 
-    if args.tokens < 0:
-        raise DataError(f"--tokens: expected a number of examples, 0 or more, got {args.tokens}.")
     found = inspect(Recipe.load(args.recipe, args.overrides), tokens=args.tokens)
     if args.json:
         print(json.dumps(found.to_json(), indent=2))

@@ -208,7 +208,7 @@ def lengths_of(lengths: np.ndarray, max_length: int, total: int) -> Lengths:
         max(total, len(lengths)),
         tokens,
         int(np.median(lengths)),
-        int(np.percentile(lengths, 95)),
+        int(np.percentile(lengths, 95, method="inverted_cdf")),
         int(lengths.max()),
         max_length,
         float((beyond > 0).mean()),
