@@ -180,7 +180,10 @@ class SpanQA:
         found = []
         for example, offered in zip(questions.examples, candidates, strict=True):
             first, *others = offered.answers(
-                example["context"], may_be_empty=self.may_be_empty, empty_margin=empty_margin, most=most
+                example["context"],
+                may_be_empty=self.may_be_empty,
+                empty_margin=empty_margin,
+                most=most,
             )
             found.append(AnswerPrediction(first, tuple(others), example["question"]))
         return found

@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import json
 
-from tunekit.tasks.prediction import Prediction
+from tunekit.tasks.prediction import (
+    Answer,
+    AnswerPrediction,
+    NumberPrediction,
+    Prediction,
+    TaggedWord,
+    TagPrediction,
+)
 
 CAT = Prediction("cat", 0.75, {"cat": 0.75, "dog": 0.2, "emu": 0.05}, ("cat",), "a.jpg")
 
@@ -29,3 +36,12 @@ def test_a_prediction_survives_json():
     read = json.loads(json.dumps(CAT.to_json()))
     assert Prediction(**{**read, "labels": tuple(read["labels"])}) == CAT
     assert list(read["probabilities"]) == ["cat", "dog", "emu"]
+
+
+def test_predictions_of_texts_read_as_one_line():
+    assert str(NumberPrediction(3.14159)) == "3.142"
+    assert str(NumberPrediction(1250000.0, "a film")) == "a film: 1.25e+06"
+    words = (TaggedWord("Ada", "NOUN", 0.9), TaggedWord("met", None, None))
+    assert str(TagPrediction(words)) == "Ada/NOUN met/?"
+    assert str(AnswerPrediction(Answer("Ada", 0.5, 0, 3))) == "Ada 50.0%"
+    assert str(AnswerPrediction(Answer("", 0.9), id="Who?")) == "Who?: no answer 90.0%"
