@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tunekit.data.examples import Splits
@@ -97,3 +99,12 @@ def _recognised(recipe: Recipe, data: Any) -> TextKind | None:
     if isinstance(data, Splits):
         return getattr(data.train, "kind", None)
     return recognised(data, recipe.data)
+
+
+def in_memory(data: Any, validation: Any) -> Any:
+    """Returns what of the data is objects and not paths, joined; `None` where all is paths."""
+    if validation is None or isinstance(validation, (str, Path, int, float)):
+        return None if isinstance(data, (str, Path)) else data
+    if isinstance(data, Mapping):
+        return {**data, "validation": validation}
+    return {"train": data, "validation": validation}

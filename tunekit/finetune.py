@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
 
+from tunekit.asked import in_memory
 from tunekit.data.spec import AugmentSpec, CacheSpec
 from tunekit.methods.spec import Method
 from tunekit.models.model import Model
@@ -141,12 +142,3 @@ def finetune(
         model=None if named else model,
         data=in_memory(data, validation),
     )
-
-
-def in_memory(data: Any, validation: Any) -> Any:
-    """Returns what of the data is objects and not paths, joined; `None` where all is paths."""
-    if validation is None or isinstance(validation, (str, Path, int, float)):
-        return None if isinstance(data, (str, Path)) else data
-    if isinstance(data, Mapping):
-        return {**data, "validation": validation}
-    return {"train": data, "validation": validation}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tunekit.asked import asked, open_task
+from tunekit.asked import asked, in_memory, open_task
 from tunekit.data.examples import Splits, scan_source
 from tunekit.data.near_duplicates import NearDuplicates
 from tunekit.data.preflight import label_counts
@@ -37,7 +37,6 @@ from tunekit.data.text_preflight import (
     unknown_words,
 )
 from tunekit.errors import DataError, Issue, ModelError, RecipeError
-from tunekit.finetune import in_memory
 from tunekit.models.model import Model
 from tunekit.models.text_reader import TextReader, read_text_reader
 from tunekit.models.tokenizing import Tokenizer

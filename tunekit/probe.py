@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from tunekit import recipe_text
+from tunekit.asked import in_memory
 from tunekit.data.pipeline import Batches
 from tunekit.data.source import Source, Splits, open_data
 from tunekit.errors import DataError
@@ -23,7 +24,6 @@ from tunekit.evaluation.depth_features import DepthFeatures
 from tunekit.evaluation.drafted_plan import Depth, Evidence, drafted_plan
 from tunekit.evaluation.gradient_noise import GradientNoise, gradient_noise
 from tunekit.evaluation.linear_probe import LinearProbe, fit_probes
-from tunekit.finetune import in_memory
 from tunekit.models.loading import load_model
 from tunekit.models.model import Model
 from tunekit.models.spec import Dtype

@@ -13,11 +13,13 @@ from tunekit.errors import ModelError
 from tunekit.methods.spec import LoRA, is_adapter
 from tunekit.models.backbone import Backbone
 from tunekit.models.loading import load_model
+from tunekit.models.masked_head import with_masked_head
 from tunekit.models.model import Model
 from tunekit.models.spec import HeadSpec
 from tunekit.models.trainable import put
 from tunekit.recipe import Recipe
 from tunekit.tasks.image_classification import ImageClassification
+from tunekit.tasks.masked_lm import MaskedLM
 from tunekit.tasks.registry import Task
 
 
@@ -53,6 +55,8 @@ def _loaded(recipe: Recipe, given: keras.Model | None, task: Task) -> Model:
         blocks=backbone.blocks,
         seed=recipe.seed,
     )
+    if isinstance(task, MaskedLM) and model.backbone.takes == "tokens":
+        model = Model(with_masked_head(model.backbone), seed=recipe.seed)
     _check_kind(model.backbone, task)
     if _stands_on(task) == "none" and model.backbone.language_head is not None:
         model = Model(replace(model.backbone, language_head=None), seed=recipe.seed)

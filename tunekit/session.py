@@ -82,6 +82,9 @@ class Session:
         checkpoints = _checkpoints(self.recipe, self.splits)
         shown = reporter(self.recipe.runtime.progress)
         self.feeder.note = shown.note
+        if isinstance(self.feeder, TextFeeder) and self.recipe.runtime.progress != "none":
+            for line in self.feeder.preflight():
+                shown.note(line)
         try:
             return self.trainer(checkpoints, reporter=shown).fit()
         finally:

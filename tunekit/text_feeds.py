@@ -17,6 +17,7 @@ from tunekit.data.packing import Packing
 from tunekit.data.sequences import SequenceBatches, buckets
 from tunekit.errors import DataError, ModelError
 from tunekit.evaluation.text import evaluate
+from tunekit.inspection import preflight_lines
 from tunekit.methods.intercept import Wrap
 from tunekit.models.forward import Forward
 from tunekit.models.model import Model
@@ -72,6 +73,10 @@ class TextFeeder:
         """Returns a feeder over the same model and data, of another recipe."""
         length = longest(recipe.batch, self.model)
         return replace(self, recipe=recipe, max_length=length, prepared={}, batches={})
+
+    def preflight(self) -> list[str]:
+        """Returns what is to be known of the texts before the first step, in a few lines."""
+        return preflight_lines(self.task, self.splits, self.tokenizer, self.max_length)
 
     def steps_per_epoch(self, phase: Phase) -> int:
         """Returns the optimizer steps of one pass over the training data in `phase`."""
