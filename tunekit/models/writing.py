@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tunekit.errors import ModelError
 from tunekit.methods.intercept import Call, intercept
 from tunekit.models.backbone import Backbone
 from tunekit.models.forward import Forward, Values
@@ -104,11 +105,22 @@ class Programs:
         return sum(program._cache_size() for program in (self._reads, self._writes))  # type: ignore[attr-defined]
 
     def batch(self, prompts: Sequence[Sequence[int]], new: int) -> Batch:
-        """Returns the prompts with room for `new` tokens each."""
+        """Returns the prompts with room for `new` tokens each.
+
+        Raises:
+            ModelError: the network has no positions for so many.
+        """
         rows = _bucket(len(prompts), 1)
         lengths = np.ones(rows, np.int32)
         lengths[: len(prompts)] = [len(prompt) for prompt in prompts]
-        length = min(_bucket(int(lengths.max())), self._longest())
+        most, longest = int(lengths.max()), self._longest()
+        if most + new > longest:  # JAX would read NaN beyond the last position.
+            raise ModelError(
+                f"a prompt of {most} tokens, {new} new ones and {self._dummies} learned positions "
+                f"of adapters are more than the {longest + self._dummies} positions of the network."
+                " Ask for fewer tokens, shorten the prompt, or put the adapter aside."
+            )
+        length = min(_bucket(most), longest)
         token_ids = np.zeros((rows, length), np.int32)
         for row, prompt in enumerate(prompts):
             token_ids[row, : len(prompt)] = prompt

@@ -213,6 +213,16 @@ def test_prompts_that_cannot_be_answered_are_refused(prompts, new, message):
         Generator(shared("gpt2")).generate(prompts, max_new_tokens=new)
 
 
+def test_learned_positions_of_an_adapter_take_room_from_the_text():
+    """Beyond its last position a network reads NaN."""
+    model = shared("gpt2").add_adapter("prompt", PromptTuning(length=2))
+    try:
+        with pytest.raises(ModelError, match="8 tokens, 4 new ones and 2 .* more than the 12 pos"):
+            Generator(model).generate([[1] * 8], max_new_tokens=NEW)
+    finally:
+        model.remove_adapter("prompt")
+
+
 def test_models_that_write_no_text_are_refused():
     with pytest.raises(ModelError, match="no causal language model, so it writes no text"):
         Generator(load_model(texts.NETWORKS["bert"]()))
