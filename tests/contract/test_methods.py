@@ -10,7 +10,6 @@ import gc
 import resource
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,11 +17,21 @@ import pytest
 
 import tunekit
 from tests.contract import families
+from tests.contract.methods_cases import (
+    ADAPTED,
+    CASES,
+    IMPOSSIBLE,
+    METHODS,
+    MOVES_THE_START,
+    ROUNDED,
+    UNMERGEABLE,
+    assert_equal,
+    every,
+)
 from tests.contract.methods_families import (
     ALL,
     IMAGES,
     TEXTS,
-    Texts,
     batch,
     examples,
     fresh,
@@ -30,72 +39,16 @@ from tests.contract.methods_families import (
     values,
 )
 from tests.unit.methods import texts
-from tunekit.data.pipeline import Batches
-from tunekit.errors import ModelError, SelectionError
+from tunekit.errors import ModelError
 from tunekit.methods.attach import attach
 from tunekit.methods.spec import (
-    IA3,
-    Bottleneck,
-    LoRA,
-    Method,
-    Plain,
-    PrefixTuning,
-    PromptTuning,
-    VeRA,
-    VisualPrompt,
     is_adapter,
 )
 from tunekit.models.model import Model
 from tunekit.names import layer_names
-from tunekit.training.trainer import Trainer
 
 # KerasHub's own, of masks that its attention drops.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Layer 'attn':UserWarning")
-
-METHODS: dict[str, Method] = {
-    "lora": LoRA(rank=2),
-    "rslora": LoRA(rank=2, rslora=True),
-    "dora": LoRA(rank=2, dora=True),
-    "lora+": LoRA(rank=2, b_rate=16.0),
-    "pissa": LoRA(rank=2, init="pissa"),
-    "olora": LoRA(rank=2, init="olora"),
-    "orthogonal": LoRA(rank=2, init="orthogonal"),
-    "eva": LoRA(rank=2, init="eva"),
-    "biased": LoRA(rank=2, bias="all", dropout=0.3),
-    "vera": VeRA(rank=4),
-    "ia3": IA3(),
-    "houlsby": Bottleneck(kind="houlsby", reduction=4, activation="gelu"),
-    "pfeiffer": Bottleneck(kind="pfeiffer", reduction=4, activation="gelu"),
-    "parallel": Bottleneck(kind="parallel", reduction=4, activation="gelu"),
-    "prefix": PrefixTuning(length=2),
-    "prompt": PromptTuning(length=2),
-    "visual_prompt": VisualPrompt(length=2),
-    "bitfit": Plain("bitfit"),
-    "norm": Plain("norm"),
-}
-IMPOSSIBLE: dict[tuple[str, str], tuple[type[Exception], str]] = {
-    ("vera", "resnet"): (SelectionError, "'auto' is query.*It has convolutions"),
-    ("parallel", "resnet"): (ModelError, "runs beside an MLP.*'pfeiffer'"),
-    ("prefix", "resnet"): (ModelError, "no attention"),
-    ("prompt", "resnet"): (ModelError, "embedding"),
-    ("prompt", "vit"): (ModelError, "embedding"),
-    ("visual_prompt", "resnet"): (ModelError, "tokens"),
-    ("visual_prompt", "bert"): (ModelError, "PromptTuning"),
-    ("visual_prompt", "llama"): (ModelError, "PromptTuning"),
-    ("bitfit", "llama"): (SelectionError, "'bitfit' trains none"),
-}
-MOVES_THE_START = ("prefix", "prompt", "visual_prompt")
-"""Positions that are attended to change what comes out, whatever they hold."""
-ROUNDED = ("dora", "pissa", "olora", "orthogonal")
-"""Fresh, their effect cancels to rounding and not to the bit."""
-UNMERGEABLE = ("houlsby", "pfeiffer", "parallel", *MOVES_THE_START)
-
-CASES = [(m, f) for m in METHODS for f in ALL if (m, f) not in IMPOSSIBLE]
-ADAPTED = [(m, f) for m, f in CASES if is_adapter(METHODS[m])]
-
-
-def every(cases: list[tuple[str, str]]) -> Any:
-    return pytest.mark.parametrize(("method", "family"), cases, ids=map("-".join, cases))
 
 
 @dataclass(frozen=True)
@@ -120,12 +73,6 @@ def trained(method: str, family: str) -> Trained:
     before, with_fresh = values(model), model.logits(items)
     train(model, family, spec)
     return Trained(model, before, base, with_fresh)
-
-
-def assert_equal(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
-    assert left.keys() == right.keys()
-    for name in left:
-        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
 
 
 @every(list(IMPOSSIBLE))
@@ -219,72 +166,6 @@ def test_what_cannot_be_merged_says_so_and_changes_nothing(method, family):
     assert not case.model.adapters.merged
     assert_equal(before, values(case.model))
     np.testing.assert_array_equal(case.model.logits(examples(family)), apart)
-
-
-@every([("lora", family) for family in ("resnet", "dinov2", "llama")])
-def test_micro_batches_equal_one_batch(method, family):
-    """On networks without dropout, whose masks rightly depend on the micro-batch."""
-    results = []
-    for accumulate in (1, 4):
-        model = fresh(family)
-        train(model, family, METHODS[method], epochs=1, accumulate=accumulate, optimizer="sgd")
-        results.append(values(model))
-    for name in results[0]:
-        # The gradients are summed in another order.
-        np.testing.assert_allclose(*(r[name] for r in results), rtol=1e-4, atol=1e-5, err_msg=name)
-
-
-@every([(m, f) for m in ("lora", "houlsby") for f in IMAGES])
-def test_from_the_cached_outputs_of_the_frozen_blocks_training_is_the_same(method, family):
-    results, spec = [], replace(METHODS[method], within="last 1")
-    for cache in ("off", "ram"):
-        model = fresh(family)
-        phases = train(model, family, spec, cache=cache)
-        assert (phases[0]["start"] is not None) == (cache == "ram")
-        results.append(values(model))
-    for name in results[0]:
-        # XLA fuses the two programs differently.
-        np.testing.assert_allclose(results[0][name], results[1][name], atol=1e-5, err_msg=name)
-
-
-@every([("biased", family) for family in ALL])
-def test_resuming_equals_the_uninterrupted_run(method, family, tmp_path, monkeypatch):
-    """Of a LoRA with dropout, whose masks must go on where they were."""
-    whole, interrupted, resumed = fresh(family), fresh(family), fresh(family)
-    train(whole, family, METHODS[method], out=tmp_path / "whole")
-    end_pass = Trainer.end_pass
-
-    def killed(self, state, epoch, *rest):
-        end_pass(self, state, epoch, *rest)
-        raise OSError("killed")
-
-    monkeypatch.setattr(Trainer, "end_pass", killed)
-    with pytest.raises(OSError, match="killed"):
-        train(interrupted, family, METHODS[method], out=tmp_path / "killed")
-    monkeypatch.undo()
-    train(resumed, family, METHODS[method], out=tmp_path / "killed", resume=True)
-    assert_equal(values(whole), values(resumed))
-
-
-@every([(m, f) for m, f in CASES if m in ("lora", "dora", "prompt", "visual_prompt", "norm")])
-def test_an_error_in_training_leaves_the_model_as_it_was(method, family, monkeypatch):
-    model = fresh(family)
-    before, labels = values(model), model.labels
-    batches = Texts if family in TEXTS else Batches
-    whole = batches.epoch
-
-    def breaks(self, epoch, start_step=0):
-        for number, rows in enumerate(whole(self, epoch, start_step)):
-            if number == 1:
-                raise OSError("the disk is gone")
-            yield rows
-
-    monkeypatch.setattr(batches, "epoch", breaks)
-    with pytest.raises(OSError, match="the disk is gone"):
-        train(model, family, METHODS[method])
-    assert (model.labels, dict(model.adapters.entries)) == (labels, {})
-    assert_equal(before, values(model))
-    assert np.isfinite(model.logits(examples(family))).all()
 
 
 @every(ADAPTED)
