@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
 
 from tunekit.data.examples import Source
-from tunekit.evaluation.generated import Generate, as_base, sample_scores, samples
+from tunekit.evaluation.generated import (
+    Asked,
+    Generate,
+    as_base,
+    questions,
+    sample_scores,
+    samples,
+)
 from tunekit.models.generation import Generator
 from tunekit.models.model import Model
 from tunekit.tasks.language_modelling import LanguageModelling
@@ -65,6 +75,45 @@ def beside_base(
     tuned["generated"] = len(rows)
     base |= {name: scores["base"][name] for name in SCORES}
     return {**tuned, "base": base, "signatures": scores["tuned"]["signatures"]}, rows
+
+
+@dataclass(eq=False)
+class Watched:
+    """A few held-out prompts, answered anew whenever training looks at itself."""
+
+    model: Model
+    task: LanguageModelling
+    source: Source
+    count: int = 2
+
+    @cached_property
+    def _asked(self) -> list[Asked]:
+        longest = self.model.backbone.max_length_tokens
+        room = None if longest is None else longest - self.task.max_new_tokens
+        return questions(self.task, self.source, self.model, self.count, longest=room)
+
+    @cached_property
+    def _write(self) -> Generate:
+        return writer(Generator(self.model), self.task)
+
+    @cached_property
+    def _base(self) -> list[str]:
+        # While training lasts, the model's own variables are what they were before.
+        with as_base(self.model):
+            return self._write([each.question.ids for each in self._asked])
+
+    def lines(self, values: Mapping[str, jax.Array]) -> list[str]:
+        """Returns each prompt with the answers of base and of the model with `values`."""
+        base = self._base
+        with holding(self.model, values):
+            now = self._write([each.question.ids for each in self._asked])
+        asked = [each.question.text for each in self._asked]
+        rows = [map(_short, row) for row in zip(asked, base, now, strict=True)]
+        return ["  {}\n    base: {}\n    now:  {}".format(*row) for row in rows]
+
+
+def _short(text: str) -> str:
+    return textwrap.shorten(text, 88, placeholder=" …")
 
 
 @contextmanager

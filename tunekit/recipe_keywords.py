@@ -24,6 +24,8 @@ AUGMENTS = {"light": AugmentSpec(horizontal_flip=True, random_resized_crop=(0.5,
 """What `augment` says by a name; light: changes that few kinds of photograph mind."""
 
 DEFAULT_EPOCHS = 5
+_OF_TEXTS = (".jsonl", ".json", ".txt", ".conll", ".gguf")
+"""Ends of the names of files that hold texts, or models of texts."""
 
 _FIELDS = {
     "model": "backbone.name",
@@ -152,8 +154,19 @@ def _plan(given: Mapping[str, Any], issues: list[Issue]) -> Any:
     if isinstance(of_phase.get("learning_rate"), slice):
         return [_spread(of_phase, issues)]
     head_only = of_phase.get("train") in ("head", ["head"])
-    rate = default_learning_rate(Plain("head") if head_only else _method(given))
+    method = Plain("head") if head_only else _method(given)
+    rate = default_learning_rate(method, of_texts=_is_of_texts(given))
     return [{"epochs": DEFAULT_EPOCHS, "learning_rate": rate} | of_phase]
+
+
+def _is_of_texts(given: Mapping[str, Any]) -> bool:
+    """Whether the keywords alone show that the data are texts."""
+    task = given.get("task")
+    name = task if isinstance(task, str) else getattr(task, "name", "auto")
+    if name != "auto":
+        return name != "image_classification"
+    files = (str(given.get(key, "")).lower() for key in ("data", "model"))
+    return any(file.endswith(_OF_TEXTS) for file in files)
 
 
 def _method(given: Mapping[str, Any]) -> Method:

@@ -12,6 +12,7 @@ import jax
 import keras
 import numpy as np
 
+from tunekit.beside_base import Watched
 from tunekit.data.examples import Source, Splits
 from tunekit.data.packing import Packing
 from tunekit.data.sequences import SequenceBatches, buckets
@@ -26,6 +27,7 @@ from tunekit.models.tokenizing import Tokenizer
 from tunekit.plans.phase import Phase
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.recipe import Recipe
+from tunekit.tasks.language_modelling import LanguageModelling
 from tunekit.tasks.text_task import TextTask
 from tunekit.text_answers import longest
 from tunekit.training.feed import Feed
@@ -138,7 +140,20 @@ class TextFeeder:
 
     def _evaluate(self) -> Callable[[Values], Mapping[str, Any]] | None:
         source = self.splits.validation
-        return None if source is None else lambda values: self.metrics(source, values)
+        if source is None:
+            return None
+        watched = None
+        if isinstance(self.task, LanguageModelling) and self.task.samples:
+            if self.recipe.runtime.progress != "none":
+                watched = Watched(self.model, self.task, source)
+
+        def evaluated(values: Values) -> dict[str, Any]:
+            found = self.metrics(source, values)
+            for line in watched.lines(values) if watched else ():
+                self.note(line)
+            return found
+
+        return evaluated
 
     def _training_batches(self, phase: Phase) -> SequenceBatches:
         """The batches of a phase; which texts share a row is found once for all that pack."""

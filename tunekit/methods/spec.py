@@ -325,9 +325,16 @@ def trained_parts(method: Method, *, has_head: bool = True) -> str:
     return f"{parts}, head" if has_head else parts
 
 
-def default_learning_rate(method: Method) -> float:
-    """Returns the peak rate where none is given: fresh values bear more than pretrained ones."""
-    return 3e-4 if method == Plain("full") else 1e-3
+def default_learning_rate(method: Method, *, of_texts: bool = False) -> float:
+    """Returns the peak rate where none is given: fresh values bear more than pretrained ones.
+
+    Args:
+        method: of the recipe.
+        of_texts: whether the network reads texts; transformers bear less than convolutions.
+    """
+    if method == Plain("full"):
+        return 5e-5 if of_texts else 3e-4
+    return 5e-4 if of_texts and is_adapter(method) else 1e-3
 
 
 def may_train(method: Method, name: str, *, is_norm: bool) -> bool:
