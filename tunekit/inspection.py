@@ -190,7 +190,7 @@ def brief(found: Inspection) -> list[str]:
             f"{share(one.cut_tokens)} of the tokens"
         )
     if learned := found.learned:
-        silent = f"; {learned.silent:,} texts have none" if learned.silent else ""
+        silent = f"; texts without any: {learned.silent:,}" if learned.silent else ""
         lines.append(f"in the loss: {share(learned.tokens)} of the tokens{silent}")
     if found.unknown and found.unknown.words:
         words = " ".join(repr(word) for word, _ in found.unknown.words[:5])
@@ -284,18 +284,19 @@ def _advice(found: Inspection, spec: DataSpec) -> Iterator[str]:
     for split in found.splits:
         if split.skipped and spec.on_unreadable == "error":
             yield (
-                f"{split.skipped:,} rows of {split.name} cannot be read: training stops there. "
-                "Mend them, or set data.on_unreadable: skip"
+                f"rows of {split.name} that cannot be read: {split.skipped:,}. Training stops "
+                "there: mend them, or set data.on_unreadable: skip"
             )
     if found.copies and (told := _clashes_told(found.copies)):
-        stops = "training stops there. " if spec.on_duplicate == "error" else ""
-        yield f"{told}: {stops}Remove them, or set data.on_duplicate: warn"
+        if spec.on_duplicate == "error":
+            told += ". Training stops there: remove them, or set data.on_duplicate: warn"
+        yield told
     if found.near:
         for one, two, count in found.near.counts:
             if one != two:
                 yield (
-                    f"{count:,} texts of {two} are nearly the same as one of {one}: metrics on "
-                    f"{two} flatter the model"
+                    f"texts of {two} that are nearly the same as one of {one}: {count:,}. Metrics "
+                    f"on {two} flatter the model"
                 )
     labels = [count for _, count in found.splits[0].labels]
     if labels and found.label_title == "labels" and max(labels) > 10 * max(min(labels), 1):
@@ -305,7 +306,7 @@ def _advice(found: Inspection, spec: DataSpec) -> Iterator[str]:
         )
     if found.learned and found.learned.silent:
         names = ", ".join(found.learned.silent_names)
-        yield f"{found.learned.silent:,} texts have no token in the loss after cutting: {names}"
+        yield f"texts without a token in the loss after cutting: {found.learned.silent:,} ({names})"
     if found.unknown and found.unknown.tokens > 0.01:
         yield (
             f"{share(found.unknown.tokens)} of the tokens are unknown to the model: choose one of "
@@ -324,16 +325,15 @@ def _cut_told(found: Inspection, longest: int | None) -> Iterator[str]:
 
 
 def _clashes_told(found: Copies) -> str:
-    told = [f"{n:,} texts are in both {one} and {two}" for one, two, n in found.across]
-    told += [f"{found.conflicts:,} texts have two labels"] if found.conflicts else []
+    told = [f"texts in both {one} and {two}: {n:,}" for one, two, n in found.across]
+    told += [f"texts with two labels: {found.conflicts:,}"] if found.conflicts else []
     return ", ".join(told)
 
 
 def _copies_told(found: Inspection) -> str:
-    repeated = [f"{s.copies:,} repeated in {s.name}" for s in found.splits if s.copies]
+    repeated = [f"repeated in {s.name}: {s.copies:,}" for s in found.splits if s.copies]
     clashes = _clashes_told(found.copies) if found.copies else ""
-    told = ", ".join(filter(None, [*repeated, clashes]))
-    return f"exact copies: {told}" if told else ""
+    return ", ".join(filter(None, [*repeated, clashes]))
 
 
 def command(args: argparse.Namespace) -> None:

@@ -88,7 +88,9 @@ def test_texts_that_are_cut_and_answers_that_are_lost_stand_out(llama):
     assert found.lengths is not None and found.learned is not None
     assert found.lengths.cut_texts == 1 and found.learned.silent == 3
     assert any("the model takes at most 128" in line for line in found.advice)
-    assert any("3 texts have no token in the loss" in line for line in found.advice)
+    assert any(
+        "texts without a token in the loss after cutting: 3" in line for line in found.advice
+    )
 
 
 def test_labels_lengths_and_unknown_words_of_a_classifier_are_counted(bert):
@@ -110,8 +112,8 @@ def test_what_ends_a_training_is_counted_here(bert):
     found = inspect(bert, data, validation=0)
     assert found.copies is not None
     assert (found.copies.across, found.copies.conflicts) == ((("train", "test", 1),), 1)
-    assert "1 rows of train cannot be read: training stops there" in found.advice[0]
-    expected = "1 texts are in both train and test, 1 texts have two labels: training stops"
+    assert "rows of train that cannot be read: 1. Training stops there" in found.advice[0]
+    expected = "texts in both train and test: 1, texts with two labels: 1. Training stops"
     assert expected in found.advice[1]
     page = str(found)
     assert "data.train[4]: empty text in 'text'" in page
@@ -126,8 +128,8 @@ def test_nothing_is_said_to_end_a_training_that_it_does_not_end(bert):
         data=DataSpec(on_unreadable="skip", on_duplicate="warn", validation_fraction=0),
     )
     found = inspect(recipe, {"train": train, "test": REVIEWS[3:]})
-    assert not any("training stops" in line for line in found.advice)
-    assert any("Remove them" in line for line in found.advice)
+    assert not any("Training stops" in line for line in found.advice)
+    assert "texts in both train and test: 1" in found.advice
 
 
 def test_near_duplicates_of_two_splits_stand_out(bert):
@@ -136,7 +138,8 @@ def test_near_duplicates_of_two_splits_stand_out(bert):
     data["test"] = [{"text": f"{story}!", "label": "good"}]
     found = inspect(bert, data, validation=0)
     assert found.near is not None and found.near.between("train", "test") == 1
-    assert any("1 texts of test are nearly the same as one of train" in a for a in found.advice)
+    advice = "texts of test that are nearly the same as one of train: 1. Metrics on test flatter"
+    assert any(advice in line for line in found.advice)
     assert "near, 100 %: data.train[4] (train) ~ data.test[0] (test)" in str(found)
 
 
@@ -209,7 +212,7 @@ def test_a_run_is_told_of_its_data_in_six_lines_at_most(bert):
         "labels: good 60 %, bad 40 %",
         "tokens: median 5, longest 102; max_length 32 cuts 20 % of the texts, 58 % of the tokens",
         "outside the vocabulary: 1.8 % of the tokens: '☃'",
-        "exact copies: 1 repeated in train, 1 texts are in both train and test",
+        "repeated in train: 1, texts in both train and test: 1",
     ]
 
 

@@ -218,13 +218,14 @@ def lengths_of(lengths: np.ndarray, max_length: int, total: int) -> Lengths:
 
 
 def histogram(lengths: np.ndarray) -> tuple[Bin, ...]:
-    """Returns the bars of lengths, some ten of a round width; the last has all that are longer."""
+    """Returns the bars of lengths, at most ten of a round width and one of all that are longer."""
     most = max(1, int(np.percentile(lengths, 99)))
     width = next(w for w in _round_numbers() if w * _BINS >= most)
     count = -(-most // width)
     of_bin = np.minimum((np.maximum(lengths, 1) - 1) // width, count)
     counts = np.bincount(of_bin, minlength=count + 1).tolist()
-    bins = [Bin(i * width + 1, (i + 1) * width, n) for i, n in enumerate(counts[:count])]
+    first = int(of_bin.min())
+    bins = [Bin(i * width + 1, (i + 1) * width, counts[i]) for i in range(first, count)]
     return (*bins, Bin(count * width + 1, None, counts[count])) if counts[count] else tuple(bins)
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 _BAR, _EIGHTHS = 36, " ▏▎▍▌▋▊▉"
-_LABELS = 20
+_LABELS, _LONG = 20, 70
 _TRAINED, _SPECIAL, _PLAIN = "bold green", "cyan", "bright_black"
 _STYLES = {
     (True, False): _TRAINED,
@@ -35,9 +35,7 @@ def render(found: Found, *, coloured: bool) -> Iterator[RenderableType]:
         coloured: whether colours can be seen; else tokens that are trained on stand in brackets.
     """
     for name in ("model", "data", "task"):
-        line = Text.assemble((f"{name:6}", "dim"), (found[name], "bold"))
-        line.no_wrap, line.overflow = True, "ignore"  # A path that is broken cannot be copied.
-        yield line
+        yield Text.assemble((f"{name:6}", "dim"), (_shortened(found[name]), "bold"))
     yield from _section("rows", _rows(found["splits"]))
     if any(split["labels"] for split in found["splits"]):
         yield from _section(found["label_title"], _labels(found["splits"]))
@@ -68,6 +66,11 @@ def share(value: float) -> str:
         return f"{value:.0%}".replace("%", " %")
     digits = 2 if value < 0.001 else 1
     return "< 0.01 %" if 0 < value < 0.00005 else f"{100 * value:.{digits}f} %"
+
+
+def _shortened(path: str) -> str:
+    parts = path.split("/")
+    return path if len(path) <= _LONG or len(parts) < 3 else "/".join(["…", *parts[-2:]])
 
 
 def _section(title: str, body: RenderableType) -> Iterator[RenderableType]:
@@ -138,7 +141,7 @@ def _length_lines(lengths: Found, learned: Found | None) -> Text:
         f"{share(lengths['cut_tokens'])} of the tokens",
     ]
     if learned is not None:
-        silent = f"; {learned['silent']:,} texts have none" if learned["silent"] else ""
+        silent = f"; texts without any: {learned['silent']:,}" if learned["silent"] else ""
         lines.append(f"{share(learned['tokens'])} of the tokens are in the loss{silent}")
     return Text("\n".join(lines))
 
@@ -154,8 +157,11 @@ def _duplicates(found: Found) -> RenderableType:
     near_counts = {(one, two): count for one, two, count in near["counts"]} if near else {}
     exact = {(one, two): count for one, two, count in copies["across"]}
     exact |= {(split["name"],) * 2: split["copies"] for split in found["splits"]}
-    for one, two in sorted(exact.keys() | near_counts.keys(), key=lambda pair: pair[0] == pair[1]):
-        name = f"within {one}" if one == two else f"{one} and {two}"
+    order = [split["name"] for split in found["splits"]]
+    places = [(one == two, order.index(one), order.index(two)) for one, two in exact | near_counts]
+    for within, first, second in sorted(places):
+        one, two = order[first], order[second]
+        name = f"within {one}" if within else f"{one} and {two}"
         row = [f"{counts.get((one, two), 0):,}" for counts in (exact, near_counts)]
         table.add_row(name, *row[: len(table.columns) - 1])
     lines = [f"two labels: {one} = {two}" for one, two in copies["conflict_names"]]
@@ -164,7 +170,7 @@ def _duplicates(found: Found) -> RenderableType:
     if near and near["compared"] < near["total"]:
         lines.append(
             f"near ones are of {near['compared']:,} texts drawn from {near['total']:,}: "
-            "among all there are more"
+            "among all there may be more"
         )
     return _with_lines(table, lines)
 

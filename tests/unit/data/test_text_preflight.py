@@ -110,6 +110,7 @@ def test_a_histogram_has_round_bars_and_one_for_the_longest():
     assert bars[:2] == (Bin(1, 20, 2), Bin(21, 40, 2))
     assert bars[-1] == Bin(201, None, 1)
     assert sum(bar.count for bar in bars) == len(lengths)
+    assert histogram(np.array([15, 17, 18])) == (Bin(15, 16, 1), Bin(17, 18, 2))
     assert histogram(np.array([0, 1])) == (Bin(1, 1, 2),)
 
 
