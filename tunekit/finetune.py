@@ -9,7 +9,7 @@ from typing import Any, Literal
 import keras
 
 from tunekit.asked import in_memory
-from tunekit.data.spec import AugmentSpec, CacheSpec
+from tunekit.data.spec import AugmentSpec, CacheSpec, MixedSpec
 from tunekit.methods.spec import Method
 from tunekit.models.model import Model
 from tunekit.models.spec import Dtype, HeadSpec, Quantization
@@ -33,6 +33,7 @@ def finetune(
     prompt: str | None = None,
     response: str | None = None,
     template: str | None = None,
+    mix: Sequence[MixedSpec] | None = None,
     labels: Sequence[str] | None = None,
     method: str | Method = "full",
     head: str | HeadSpec | None = None,
@@ -88,6 +89,7 @@ def finetune(
         response: column of the response to it.
         template: format of a prompt, such as "### Instruction: {prompt} ### Response: ", in place
             of the tokenizer's chat template.
+        mix: further examples drawn among these, such as MixedSpec("general.txt", weight=0.2).
         labels: order of the label names.
         method: what is put on the network and what may train: "full", "head", "lora", "dora",
             "ia3"… or a spec such as LoRA(rank=8, targets="attention").

@@ -37,6 +37,7 @@ _FIELDS = {
     "prompt": "data.prompt_column",
     "response": "data.response_column",
     "label": "data.label_column",
+    "mix": "data.mix",
     "template": "task.template",
     "method": "method",
     "head": "head.kind",

@@ -11,7 +11,14 @@ import pytest
 import yaml
 
 from tunekit import plans
-from tunekit.data.spec import AugmentSpec, BatchSpec, CacheSpec, DataSpec, RandAugmentSpec
+from tunekit.data.spec import (
+    AugmentSpec,
+    BatchSpec,
+    CacheSpec,
+    DataSpec,
+    MixedSpec,
+    RandAugmentSpec,
+)
 from tunekit.errors import RecipeError
 from tunekit.methods.spec import LoRA, Plain
 from tunekit.models.spec import BackboneSpec, HeadSpec
@@ -160,6 +167,8 @@ def test_keywords_say_the_same_as_a_recipe() -> None:
     [
         ({"task": "image_classification"}, "task", ClassificationSpec(name="image_classification")),
         ({"task": "sft", "template": "Q: {prompt}"}, "task", LanguageModellingSpec(template="Q: {prompt}")),
+        ({"mix": [MixedSpec("old.txt", 0.2)]}, "data",
+         DataSpec("d", mix=(MixedSpec("old.txt", 0.2),))),
         ({"text": "body", "label": "stars"}, "data",
          DataSpec("d", text_column="body", label_column="stars")),
         ({"task": ClassificationSpec(top_k=2)}, "task", ClassificationSpec(top_k=2)),
