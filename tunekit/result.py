@@ -89,9 +89,7 @@ class Result:
         columns = _data_spec(self.recipe)
         if isinstance(self.task, ImageClassification):
             return image_answers.evaluate(self.model, self.task, data, columns)
-        return text_answers.evaluate(
-            self.model, self.task, data, columns, _batch_spec(self.recipe)
-        )
+        return text_answers.evaluate(self.model, self.task, data, columns, _batch_spec(self.recipe))
 
     def predict(self, items: Any, **options: Any) -> list[Any]:
         """Returns one prediction an item, in the order given.

@@ -123,9 +123,7 @@ class TextFeeder:
     def judged(self, source: Source, values: Values | None = None) -> dict[str, Any]:
         """Returns the metrics on `source` with `values`, or of the model as it is."""
         batches = self.judging_batches(source).epoch(0)
-        return evaluate(
-            self.task, source, batches, lambda inputs: self.model.apply(inputs, values)
-        )
+        return evaluate(self.task, source, batches, lambda inputs: self.model.apply(inputs, values))
 
     def judging_batches(self, source: Source) -> SequenceBatches:
         """Returns the examples of `source` in order, each once."""

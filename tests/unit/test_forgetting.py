@@ -131,8 +131,8 @@ def test_the_command_prints_the_table_names_the_best_and_saves(tmp_path, capsys)
     out, plots = str(result_of(tuned()).save(tmp_path / "out")), str(tmp_path / "plots")
     (tmp_path / "old.txt").write_text("\n".join(OLD))
     (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, NEW)))
-    line = ["retention", out, "--retain", str(tmp_path / "old.txt"), "--data", str(tmp_path / "new.jsonl")]
-    line += ["--scales", "0", "1"]
+    files = ["--retain", str(tmp_path / "old.txt"), "--data", str(tmp_path / "new.jsonl")]
+    line = ["retention", out, *files, "--scales", "0", "1"]
     assert main([*line, "--budget", "0.1", "--plot", plots]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[0].split()[0] == "scale"

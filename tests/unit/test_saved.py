@@ -46,7 +46,5 @@ def test_a_pooler_that_is_missing_is_named(written, tmp_path):
     tensors = safetensors.numpy.load_file(tmp_path / "model.safetensors")
     tensors.pop("pooler/bias")
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(
-        ModelError, match="fit the model beside it:\n  missing: pooler/bias"
-    ):
+    with pytest.raises(ModelError, match="fit the model beside it:\n  missing: pooler/bias"):
         read(tmp_path)

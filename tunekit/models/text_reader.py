@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,23 +57,27 @@ def read_text_reader(source: str, spec: BackboneSpec) -> TextReader:
     if path.is_file() and path.suffix == ".gguf":
         return _of_gguf(path)
     config = read_json(path / "config.json")
-    if config.get("model_type") not in FAMILIES:
-        return TextReader.of(load_backbone(source, replace(spec, pretrained=False)))
-    tokenizer = Tokenizer(tokenizer_files.read(path, config["model_type"]))
-    return TextReader(tokenizer, _positions(path, config))
+    if config.get("model_type") in FAMILIES:
+        return _of_folder(path, config)
+    return TextReader.of(load_backbone(source, replace(spec, pretrained=False)))
 
 
 def _of_gguf(path: Path) -> TextReader:
     file, own = gguf.read_gguf(path), path.with_name("tokenizer.json")
-    contents = gguf_files(file.metadata, str(path), rebuild=not own.is_file())
-    files = {name: json.dumps(content) for name, content in contents.items()}
+    files = gguf_files(file.metadata, str(path), rebuild=not own.is_file())
     if own.is_file():
-        files["tokenizer.json"] = own.read_text(encoding="utf-8")
-    return TextReader(Tokenizer(files), file.config["max_position_embeddings"])
+        files["tokenizer.json"] = json.loads(own.read_text(encoding="utf-8"))
+    files["config.json"] = dict(file.config)
+    with tempfile.TemporaryDirectory(prefix="tunekit-gguf-") as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_text(json.dumps(content), encoding="utf-8")
+        return _of_folder(Path(folder), file.config)
 
 
-def _positions(folder: Path, config: Mapping[str, Any]) -> int | None:
-    longest = config.get(FAMILIES[config["model_type"]].max_length)
-    if longest is not None and config["model_type"] == "roberta":
+def _of_folder(folder: Path, config: Mapping[str, Any]) -> TextReader:
+    kind = config["model_type"]
+    longest = config.get(FAMILIES[kind].max_length)
+    if longest is not None and kind == "roberta":
         longest -= config.get("pad_token_id", 1) + 1  # Its positions begin behind the padding's.
-    return min(filter(None, (longest, longest_sentence(folder))), default=None)
+    most = min(filter(None, (longest, longest_sentence(folder))), default=None)
+    return TextReader(Tokenizer(tokenizer_files.read(folder, kind)), most)

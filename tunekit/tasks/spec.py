@@ -179,9 +179,7 @@ def labels_of_images(spec: TaskSpec, what: str) -> ClassificationSpec:
         RecipeError: another one is asked for.
     """
     if spec.name not in ("auto", "image_classification"):
-        raise RecipeError(
-            [Issue("task", f"{what} is for image_classification; got {spec.name}.")]
-        )
+        raise RecipeError([Issue("task", f"{what} is for image_classification; got {spec.name}.")])
     assert isinstance(spec, ClassificationSpec)
     return spec
 
