@@ -62,7 +62,7 @@ class Inspection:
     """What is to be known of data before a model is trained on them.
 
     Example:
-        >>> print(inspect("SmolLM2.gguf", "chat.jsonl", method="lora", tokens=2))
+        >>> print(tunekit.inspect("SmolLM2.gguf", "chat.jsonl", method="lora", tokens=2))
     """
 
     model: str

@@ -194,6 +194,13 @@ def test_long_texts_that_become_pieces_are_not_cut(bert):
     assert found.lengths.texts > 1 and found.lengths.cut_texts == 0
 
 
+def test_a_piece_without_the_answer_says_so(bert):
+    found = inspect(bert, [QUESTION], task="span_qa", validation=0, max_length=24, tokens=9)
+    first, *_, last = found.views
+    assert first.note == "answer: he, 24 tokens, as many as fit"
+    assert "answer: he, which is not in this piece" in last.note
+
+
 def test_plain_text_is_trained_on_as_a_whole(llama):
     found = inspect(llama, ["who are you", "a cat"], task="causal_lm", validation=0, tokens=2)
     assert "    a ⟦cat<|endoftext|>⟧" in str(found)

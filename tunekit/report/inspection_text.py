@@ -127,6 +127,7 @@ def _lengths(lengths: Found) -> RenderableType:
     for one in lengths["histogram"]:
         last = one["last"]
         name = f"{one['first']} and more" if last is None else f"{one['first']} to {last}"
+        name = str(last) if one["first"] == last else name
         cut = one["first"] > lengths["max_length"]
         bar = Text(_bar(one["count"], most), style="red" if cut else "blue")
         table.add_row(name, f"{one['count']:,}", bar)

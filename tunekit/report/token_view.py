@@ -53,6 +53,8 @@ def token_view(
         return View(str(example["id"]), _note(task, example), tuple(runs))
     trained = trained_tokens(task, columns)
     notes = [_note(task, example)]
+    if example.get("answers") and not trained.any():
+        notes.append("which is not in this piece")
     if len(texts) == max_length:
         notes.append(f"{max_length} tokens, as many as fit")
     if len(texts) > MOST_TOKENS:
