@@ -36,7 +36,7 @@ Write = Callable[[list[list[int]], int], list[list[int]]]
 
 def main() -> None:
     """Prints one row for each contestant and batch; or, as a contestant, its measurements."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--torch-python", help="a Python that has torch and transformers")
     options.add_argument("--rounds", type=int, default=2, help="processes of each contestant")
     options.add_argument("--contestant", choices=_CONTESTANTS, help=argparse.SUPPRESS)

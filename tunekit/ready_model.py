@@ -19,6 +19,7 @@ from tunekit.models.spec import HeadSpec
 from tunekit.models.trainable import put
 from tunekit.recipe import Recipe
 from tunekit.tasks.image_classification import ImageClassification
+from tunekit.tasks.language_modelling import LanguageModelling
 from tunekit.tasks.masked_lm import MaskedLM
 from tunekit.tasks.registry import Task
 
@@ -55,11 +56,8 @@ def _loaded(recipe: Recipe, given: keras.Model | None, task: Task) -> Model:
         blocks=backbone.blocks,
         seed=recipe.seed,
     )
-    if isinstance(task, MaskedLM) and model.backbone.takes == "tokens":
-        model = Model(with_masked_head(model.backbone), seed=recipe.seed)
     _check_kind(model.backbone, task)
-    if _stands_on(task) == "none" and model.backbone.language_head is not None:
-        model = Model(replace(model.backbone, language_head=None), seed=recipe.seed)
+    _put_language_head(model, task)
     model.multi_label = task.multi_label
     return model
 
@@ -72,13 +70,28 @@ def _put_head(recipe: Recipe, model: Model, task: Task) -> None:
                 f"the model given has a head for the labels {', '.join(model.labels[:5])}…, and "
                 "this task goes without. Load it anew with tunekit.load_model(...)."
             )
+        _put_language_head(model, task)
         return
     asked = recipe.head if recipe.head != HeadSpec() else None
+    if model.backbone.takes == "tokens" and model.head_spec.pooling == "none":
+        asked = asked or HeadSpec()  # The head that it has may be of tokens.
     asked = _head(asked or HeadSpec(), task) if asked or _stands_on(task) == "token" else None
     same_head = asked is None or asked == model.head_spec
     if model.labels != task.label_names or not same_head:
         model.replace_head(task.label_names, asked, seed=recipe.seed, multi_label=task.multi_label)
     model.multi_label = task.multi_label
+
+
+def _put_language_head(model: Model, task: Task) -> None:
+    """The model has a head for hidden tokens, or gives hidden states, where the task needs that."""
+    own = model.backbone.language_head
+    wanted = own
+    if isinstance(task, MaskedLM):
+        wanted = with_masked_head(model.backbone).language_head
+    elif _stands_on(task) == "none":
+        wanted = None
+    if wanted is not own:
+        model.take_language_head(wanted)
 
 
 def _stands_on(task: Task) -> str:
@@ -111,10 +124,16 @@ def _check_kind(backbone: Backbone, task: Task) -> None:
             f"'{backbone.source}' came without a tokenizer that can be read; expected a "
             "tokenizer.json beside its weights. Copy the one of its own model there."
         )
-    if _stands_on(task) == "language" and backbone.language_head is None:
+    if isinstance(task, LanguageModelling) and backbone.features != "decoder_states":
         raise ModelError(
-            f"'{backbone.source}' has no language head, which this task trains; choose a causal "
-            "language model (or, for masked_lm, an encoder)."
+            f"task {task.name}: expected a causal language model, and '{backbone.source}' is an "
+            "encoder, which reads a text from both sides; choose a decoder such as SmolLM2, or "
+            "for plain text task: masked_lm."
+        )
+    if isinstance(task, LanguageModelling) and backbone.language_head is None:
+        raise ModelError(
+            f"task {task.name}: '{backbone.source}' came without its language head, which gives "
+            "the next token; load the whole causal language model."
         )
 
 

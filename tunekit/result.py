@@ -18,6 +18,7 @@ from tunekit.export.peft import export_peft
 from tunekit.folder import plain, read_json, read_text, replacing, table, write_json
 from tunekit.methods.merge_forecast import MergeForecast
 from tunekit.models import tokenizer_files
+from tunekit.models.merging import forecast_and_merge
 from tunekit.models.model import Model
 from tunekit.models.tokenizing import Tokenizer
 from tunekit.report.plots import plot_result
@@ -41,7 +42,7 @@ RUN_FOLDER = "checkpoints"
 """Marks the folder of a run that has not saved its result yet."""
 MARKS = (MODEL_FILE, RUN_FOLDER)
 """A folder with one of these in it is tunekit's to write to."""
-FORMAT = 2
+FORMAT = 3
 """Raised when an older tunekit could not read what this one writes."""
 EXPORTS = {"peft": export_peft}
 """What writes each format."""
@@ -136,7 +137,7 @@ class Result:
         """Puts the active adapters into the network's own values: saved, it needs none.
 
         Args:
-            items: images, as for `predict`; needed where the backbone is quantised.
+            items: images or texts, as for `predict`; needed where the backbone is quantised.
             least_agreement: share of their predictions that must stay the same there.
 
         Returns:
@@ -146,13 +147,9 @@ class Result:
             ModelError: a method cannot be merged, nothing is active, or too many predictions would
                 change. Nothing has changed then.
         """
-        if self.model.quantization is None or items is None:
-            self.model.merge()  # Of a quantised backbone it says what it needs.
-            return None
-        items = image_answers.with_folders_opened(items)
-        forecast = self.model.merge_forecast(items)
-        self.model.merge(items, least_agreement=least_agreement)
-        return forecast
+        if self.model.backbone.takes == "images":
+            items = None if items is None else image_answers.with_folders_opened(items)
+        return forecast_and_merge(self.model, items, least_agreement=least_agreement)
 
     def export(
         self, folder: str | Path, format: str = "peft", *, adapter: str | None = None

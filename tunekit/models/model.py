@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -261,6 +262,12 @@ class Model:
         self._take_head(checked, spec, seed, keep_from=self if keep and self.labels else None)
         if multi_label is not None:
             self.multi_label = multi_label
+        return self
+
+    def take_language_head(self, head: keras.Layer | None) -> Model:
+        """Puts a language head on a model without labels, or takes its own away; returns it."""
+        self.backbone = replace(self.backbone, language_head=head)
+        self._take_head((), self.head_spec, seed=0)
         return self
 
     def fresh_head_values(self, seed: int) -> dict[str, jax.Array]:
