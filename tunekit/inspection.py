@@ -17,7 +17,7 @@ from tunekit.asked import asked, in_memory, open_task
 from tunekit.data.examples import Splits, scan_source
 from tunekit.data.near_duplicates import NearDuplicates
 from tunekit.data.preflight import label_counts
-from tunekit.data.spec import BatchSpec, DataSpec
+from tunekit.data.spec import DataSpec
 from tunekit.data.text_preflight import (
     ANY_LENGTH,
     Copies,
@@ -36,7 +36,7 @@ from tunekit.data.text_preflight import (
     texts_of,
     unknown_words,
 )
-from tunekit.errors import DataError, Issue, ModelError, RecipeError
+from tunekit.errors import DataError, Issue, RecipeError
 from tunekit.models.model import Model
 from tunekit.models.text_reader import TextReader, read_text_reader
 from tunekit.models.tokenizing import Tokenizer
@@ -46,7 +46,7 @@ from tunekit.report.token_view import View, token_view
 from tunekit.tasks.embedding import EmbeddingTask
 from tunekit.tasks.image_classification import ImageClassification
 from tunekit.tasks.text_task import TextTask
-from tunekit.text_answers import LONGEST
+from tunekit.text_answers import longest_of
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -149,7 +149,7 @@ def inspect(
         return _of_images(splits, recipe.data, named)
     name, spec = named["model"], recipe.backbone
     reader = read_text_reader(name, spec) if model is None else TextReader.of(model.backbone)
-    max_length = _longest(recipe.batch, reader.max_length_tokens, name)
+    max_length = longest_of(recipe.batch, reader.max_length_tokens, name)
     found = _of_texts(splits, task, reader.tokenizer, max_length, most=MOST_READ, tokens=tokens)
     near = near_copies(splits)
     found = replace(found, near=near, **named)
@@ -268,15 +268,6 @@ def _of_images(splits: Splits, spec: DataSpec, named: Mapping[str, Any]) -> Insp
     shown = {name: f"{width} x {height}" for name, (width, height) in marks.items()}
     found = Inspection(splits=tuple(facts), sizes=shown, **named)
     return replace(found, advice=tuple(_advice(found, spec)))
-
-
-def _longest(batch: BatchSpec, own: int | None, name: str) -> int:
-    if batch.max_length is not None and own is not None and batch.max_length > own:
-        raise ModelError(
-            f"batch.max_length: expected at most {own}, the longest text that '{name}' was made "
-            f"for, got {batch.max_length}."
-        )
-    return batch.max_length or min(LONGEST, own or LONGEST)
 
 
 def _advice(found: Inspection, spec: DataSpec) -> Iterator[str]:

@@ -69,18 +69,27 @@ def predict(
 
 
 def longest(batch: BatchSpec, model: Model) -> int:
+    """Returns the tokens that a text may have; see `longest_of`."""
+    return longest_of(batch, model.backbone.max_length_tokens, model.backbone.source)
+
+
+def longest_of(batch: BatchSpec, own: int | None, source: str) -> int:
     """Returns the tokens that a text may have.
+
+    Args:
+        batch: says how many are asked for.
+        own: how many the model was made for; `None` is any number.
+        source: of the model, for the message.
 
     Raises:
         ModelError: more are asked for than the model has positions.
     """
-    own, asked = model.backbone.max_length_tokens, batch.max_length
-    if asked is not None and own is not None and asked > own:
+    if batch.max_length is not None and own is not None and batch.max_length > own:
         raise ModelError(
-            f"batch.max_length: expected at most {own}, the longest text that "
-            f"'{model.backbone.source}' was made for, got {asked}."
+            f"batch.max_length: expected at most {own}, the longest text that '{source}' was made "
+            f"for, got {batch.max_length}."
         )
-    return asked or min(LONGEST, own or LONGEST)
+    return batch.max_length or min(LONGEST, own or LONGEST)
 
 
 def _lines(items: Any) -> Any:
