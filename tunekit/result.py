@@ -16,6 +16,7 @@ from tunekit.data.spec import BatchSpec, DataSpec
 from tunekit.errors import ExportError, ModelError, did_you_mean
 from tunekit.export.peft import export_peft
 from tunekit.folder import plain, read_json, read_text, replacing, table, write_json
+from tunekit.generate import generate
 from tunekit.methods.merge_forecast import MergeForecast
 from tunekit.models import tokenizer_files
 from tunekit.models.merging import forecast_and_merge
@@ -25,6 +26,7 @@ from tunekit.report.plots import plot_result
 from tunekit.report.run import versions
 from tunekit.tasks import registry
 from tunekit.tasks.image_classification import ImageClassification
+from tunekit.tasks.language_modelling import LanguageModelling
 from tunekit.tasks.registry import Task
 
 MODEL_FILE, WEIGHTS_FILE, RECIPE_FILE = "model.json", "model.safetensors", "recipe.yaml"
@@ -121,9 +123,8 @@ class Result:
         Raises:
             ModelError: it is no causal language model, or has no tokenizer.
         """
-        from tunekit.generate import generate
-
-        return generate(self.model, prompts, **options)
+        task = self.task if isinstance(self.task, LanguageModelling) else None
+        return generate(self.model, prompts, task=task, **options)
 
     def plot(self, path: str | Path | None = None) -> Path:
         """Writes curves and confusion matrix as a PNG; returns its path.

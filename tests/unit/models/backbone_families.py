@@ -14,6 +14,7 @@ import keras
 from tunekit.models import bundled
 from tunekit.models.adapters import AdapterSet
 from tunekit.models.hub import keras_hub
+from tunekit.models.inference import Inference
 from tunekit.models.initialisation import without_values
 from tunekit.models.model import Model
 
@@ -54,6 +55,7 @@ class Tagger(Model):
         self.keras = keras.Model(inputs, heads(outputs))
         self.labels = ("yes", "no")
         self.adapters = AdapterSet()
+        self._inference = Inference(self.keras)
 
 
 def tagger(name: str) -> Tagger:

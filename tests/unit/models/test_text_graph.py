@@ -16,6 +16,7 @@ from tunekit.methods.intercept import Call, intercept
 from tunekit.models.backbone import Backbone
 from tunekit.models.depth import Group, depth_groups
 from tunekit.models.loading import load_backbone
+from tunekit.models.masked_head import MaskedHead
 from tunekit.models.spec import BackboneSpec
 from tunekit.models.token_graph import (
     assemble_tokens,
@@ -47,9 +48,12 @@ def test_every_variable_is_of_the_stem_a_block_the_top_or_a_head(name: str, tmp_
     backbone = load(name, tmp_path)
     model = assemble_tokens(backbone.keras, {}, backbone.language_head)
     kinds = [group.kind for group in groups(model)]
-    top = ["top"] if backbone.language_head is not None else []
-    own = ["head"] if "lm_head.weight" in text.tensors(name) else []
-    assert kinds == ["stem", "block", "block", *top, *own]
+    masked = isinstance(backbone.language_head, MaskedHead)
+    top = ["top"] if backbone.language_head is not None and not masked else []
+    own = ["head"] if masked or "lm_head.weight" in text.tensors(name) else []
+    keys = ("num_hidden_layers", "n_layers", "n_layer")
+    blocks = next(text.CONFIGS[name][key] for key in keys if key in text.CONFIGS[name])
+    assert kinds == ["stem", *["block"] * blocks, *top, *own]
     assert any("token_embedding" in variable for variable in groups(model)[0].weights)
     assert sum(len(group.variables) for group in groups(model)) == len(structural_names(model))
 
