@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.contract.text_families import LENGTH, bert, llama, write_rows
 from tunekit.models import bundled
 from tunekit.models.hub import keras_hub, tensorflow_hidden
 from tunekit.plans.builders import expand_plan
@@ -15,10 +16,25 @@ from tunekit.plans.phase import Phase
 from tunekit.recipe import Recipe
 from tunekit.run import run
 from tunekit.shipped import shipped_recipes
+from tunekit.tasks import registry
 
 STEPS = 2
 SIDE = 32
 NAMES = sorted(shipped_recipes())
+VISION = [name for name in NAMES if name.startswith("vision/")]
+TEXTS = {
+    "text/classify_frozen": "classification",
+    "text/classify_full": "classification",
+    "text/classify_lora": "classification",
+    "text/domain_adapt": "masked_lm",
+    "text/embed_fewshot": "embedding_labels",
+    "text/ner": "tokens",
+    "text/qa": "span_qa",
+    "llm/sft_full": "sft",
+    "llm/sft_lora": "sft",
+    "llm/sft_qlora": "sft",
+}
+"""The data that each recipe of texts is for, by their name in `text_families`."""
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +85,13 @@ def twin(preset: str, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of a tiny encoder and a tiny causal language model, by what recipes begin with."""
+    folder = tmp_path_factory.mktemp("readers")
+    return {"text": bert(folder / "bert"), "llm": llama(folder / "llama")}
+
+
 def shrunk(name: str, photos: Path, folder: Path) -> Recipe:
     """The recipe on small images, with two steps a phase; everything else as it is shipped."""
     shipped = Recipe.load(name)
@@ -81,20 +104,40 @@ def shrunk(name: str, photos: Path, folder: Path) -> Recipe:
     ]
     if shipped.backbone.name not in bundled.names():
         overrides.append(f"backbone.name={twin(shipped.backbone.name, folder)}")
+    return Recipe.load(name, [*overrides, *short_phases(shipped)])
+
+
+def short_phases(shipped: Recipe) -> list[str]:
+    """Overrides for a step or two a phase, and few phases: each is a program to compile."""
+    overrides = []
     for index, item in enumerate(shipped.plan):
         if isinstance(item, Phase):
             overrides += [f"plan.{index}.epochs=null", f"plan.{index}.steps={STEPS}"]
             continue
-        # A step or two a phase, and few phases: each is a program to compile.
         few = {"portions": 1, "rounds": 1}
         overrides += [f"plan.{index}.{n}={v}" for n, v in few.items() if hasattr(item, n)]
         overrides.append(f"plan.{index}.epochs=0.5")
-    return Recipe.load(name, overrides)
+    return overrides
+
+
+def shrunk_texts(name: str, readers: dict[str, Path], folder: Path) -> Recipe:
+    """The recipe of texts on a tiny network, with two steps; everything else as it is shipped."""
+    shipped = Recipe.load(name)
+    overrides = [
+        f"data.path={write_rows(TEXTS[name], folder, 10)}",
+        f"backbone.name={readers[name.partition('/')[0]]}",
+        "batch.size=4",
+        f"batch.max_length={LENGTH}",
+        "runtime.progress=none",
+    ]
+    if shipped.task.name == "sft":
+        overrides += ["task.samples=1", "task.max_new_tokens=2"]
+    return Recipe.load(name, [*overrides, *short_phases(shipped)])
 
 
 # Keras' own saving converts variables in the way that NumPy 2 deprecates.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VISION)
 def test_a_shipped_recipe_trains_when_shrunk(name: str, photos: Path, tmp_path: Path) -> None:
     recipe = shrunk(name, photos, tmp_path)
     result = run(recipe)
@@ -104,6 +147,24 @@ def test_a_shipped_recipe_trains_when_shrunk(name: str, photos: Path, tmp_path: 
     assert np.isfinite([row["loss"] for row in result.history]).all()
     labels = {"cat", "dog", "outdoors"} if recipe.task.multi_label is True else {"cat", "dog"}
     assert set(result.predict(photos / "cat" / "0.png")[0].probabilities) == labels
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(VISION)))
+def test_a_shipped_recipe_of_texts_trains_when_shrunk(
+    name: str, readers: dict[str, Path], tmp_path: Path
+) -> None:
+    recipe = shrunk_texts(name, readers, tmp_path)
+    result = run(recipe)
+    few = name == "text/embed_fewshot"  # It ends with a classifier on its vectors.
+    answers = "text_classification" if few else recipe.task.name
+    assert type(result.task) is registry.TEXT_TASKS[answers]
+    assert result.history[-1]["step"] == STEPS
+    assert np.isfinite([row["loss"] for row in result.history]).all()
+    if recipe.data.validation_fraction:
+        assert np.isfinite(result.metrics["loss"])
+    if recipe.task.name == "sft":
+        assert set(result.metrics["base"]) >= {"perplexity", "bleu"}
+        assert isinstance(result.generate("the soup", max_new_tokens=2), str)
 
 
 @pytest.mark.parametrize("name", NAMES)
