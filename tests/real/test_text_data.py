@@ -1,0 +1,184 @@
+"""Real texts: moods of tweets, classes of words, responses to prompts; small shares of each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+import tunekit
+from examples.corpora import brown, tweets, word_class
+from tests.assets import chatterbot, minilm, smollm2
+from tunekit.models.encoded import Encoded
+from tunekit.models.spec import HeadSpec
+from tunekit.result import Result
+
+Rows = list[dict[str, Any]]
+Splits = dict[str, Rows]
+
+
+def splits(folder: Path, train: int | None = None, validation: int | None = None) -> Splits:
+    """The first rows of a folder's train.jsonl and test.jsonl."""
+    counts = {"train": train, "test": validation}
+    read = {
+        name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        for name in counts
+    }
+    return {"train": read["train"][:train], "validation": read["test"][:validation]}
+
+
+def frozen(encoded: list[Encoded]) -> np.ndarray:
+    """MiniLM's hidden states as pretrained, [N, T, D]."""
+    return tunekit.load_model(minilm()).hidden_states([each.ids for each in encoded])
+
+
+def regressed(features: dict[str, np.ndarray], labels: dict[str, list[str]]) -> float:
+    """Accuracy on the validation part of a logistic regression fitted to the other."""
+    found = LogisticRegression(max_iter=300).fit(features["train"], labels["train"])
+    return float(found.score(features["validation"], labels["validation"]))
+
+
+@pytest.fixture(scope="module")
+def moods() -> Splits:
+    return splits(tweets(100, 100))
+
+
+@pytest.fixture(scope="module")
+def sentences() -> Splits:
+    return splits(brown(), 150, 100)
+
+
+def mood_accuracy(data: Splits, method: str, rate: float) -> float:
+    result = tunekit.finetune(
+        minilm(),
+        data,
+        method=method,
+        head=HeadSpec(pooling="avg"),
+        epochs=2,
+        learning_rate=rate,
+        warmup="10%",
+        batch_size=16,
+        max_length=48,
+        progress="none",
+    )
+    return result.metrics["accuracy"]
+
+
+def test_moods_of_tweets_are_told_as_by_a_regression_on_frozen_vectors_or_better(moods):
+    tokenizer = tunekit.load_model(minilm()).backbone.text_tokenizer()
+    features, labels = {}, {}
+    for name, rows in moods.items():
+        encoded = tokenizer.encode_many([row["text"] for row in rows])
+        pairs = zip(frozen(encoded), encoded, strict=True)
+        features[name] = np.stack([states[: len(each.ids)].mean(axis=0) for states, each in pairs])
+        labels[name] = [row["label"] for row in rows]
+    reference = regressed(features, labels)
+    full, lora = mood_accuracy(moods, "full", 5e-4), mood_accuracy(moods, "lora", 5e-3)
+    print(f"regression {reference:.3f}, full {full:.3f}, LoRA {lora:.3f}")
+    assert reference > 0.5
+    assert min(full, lora) >= reference - 0.02  # A standard error of 300 tweets is 0.027.
+    assert lora >= full - 0.04
+
+
+def test_words_are_tagged_as_by_a_regression_on_frozen_tokens_or_better(sentences):
+    tokenizer = tunekit.load_model(minilm()).backbone.text_tokenizer()
+    features, labels = {}, {}
+    for name, rows in sentences.items():
+        encoded = [tokenizer.encode_words(row["tokens"]) for row in rows]
+        features[name] = np.concatenate(
+            [
+                states[[each.word_ids.tolist().index(word) for word in range(len(row["tokens"]))]]
+                for states, each, row in zip(frozen(encoded), encoded, rows, strict=True)
+            ]
+        )
+        labels[name] = [tag for row in rows for tag in row["tags"]]
+    reference = regressed(features, labels)
+    result = tunekit.finetune(
+        minilm(),
+        sentences,
+        epochs=3,
+        learning_rate=1e-3,
+        warmup="10%",
+        batch_size=8,
+        max_length=64,
+        progress="none",
+    )
+    print(f"regression {reference:.3f}, full {result.metrics['accuracy']:.3f}")
+    assert result.metrics["accuracy"] >= reference
+    assert set(result.model.labels) >= {"NOUN", "VERB", "PUNCT"}
+
+
+@pytest.fixture(scope="module")
+def answering() -> Result:
+    """SmolLM2 after a few steps on the ChatterBot corpus."""
+    folder = chatterbot()
+    return tunekit.finetune(
+        smollm2(),
+        splits(folder, 64, 24),
+        task=tunekit.LanguageModellingSpec(samples=4, max_new_tokens=12),
+        method="lora",
+        epochs=1,
+        batch_size=8,
+        max_length=64,
+        learning_rate=2e-3,
+        warmup="10%",
+        progress="none",
+    )
+
+
+def test_a_language_model_learns_to_respond_in_eight_steps(answering):
+    base, tuned = answering.metrics["base"], answering.metrics
+    print(f"perplexity {base['perplexity']:.1f} -> {tuned['perplexity']:.1f}")
+    assert answering.history[-1]["step"] == 8
+    assert tuned["perplexity"] <= 0.8 * base["perplexity"]
+
+
+def test_base_and_tuned_answer_the_same_prompts_and_are_scored(answering):
+    base, tuned = answering.metrics["base"], answering.metrics
+    for name in ("bleu", "chrf", "rougeL"):
+        assert 0 <= tuned[name] <= 100 and 0 <= base[name] <= 100
+    samples = answering.report["samples"]
+    assert len(samples) == tuned["generated"] == 4
+    assert all({"prompt", "references", "base", "tuned"} <= set(row) for row in samples)
+    assert any(row["base"] != row["tuned"] for row in samples)
+
+
+@pytest.mark.parametrize(
+    ("tag", "name"),
+    [
+        ("nn-tl", "NOUN"),
+        ("np$", "PROPN"),
+        ("nr", "PROPN"),
+        ("bedz*", "VERB"),
+        ("pps+bez", "PRON"),
+        ("wdt+bez-nc", "DET"),
+        ("wrb", "ADV"),
+        ("*", "ADV"),
+        ("to-hl", "ADP"),
+        ("od", "ADJ"),
+        ("cs", "CONJ"),
+        ("cd-tl", "NUM"),
+        ("``", "PUNCT"),
+        (".-hl", "PUNCT"),
+        ("fw-in+nn", "X"),
+        ("wql", "X"),
+    ],
+)
+def test_tags_of_the_brown_corpus_are_of_these_classes(tag, name):
+    assert word_class(tag) == name
+
+
+def test_tweets_have_every_mood_equally_often_and_none_twice(moods):
+    assert [sum(row["label"] == mood for row in moods["train"]) for mood in
+            ("negative", "neutral", "positive")] == [100, 100, 100]  # fmt: skip
+    texts = [row["text"] for rows in moods.values() for row in rows]
+    assert len(set(texts)) == len(texts) == 600
+
+
+def test_documents_of_the_brown_corpus_are_on_one_side(sentences):
+    documents = [{row["document"] for row in rows} for rows in sentences.values()]
+    assert len(documents[0]) > 100 and not documents[0] & documents[1]
