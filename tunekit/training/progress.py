@@ -78,11 +78,24 @@ class SilentReporter:
 
 
 class PlainReporter(SilentReporter):
-    """One line a phase and a pass: for logs and notebooks."""
+    """One line a phase and a pass, and some within a long pass: for logs and notebooks."""
 
-    def __init__(self, stream: TextIO) -> None:
-        """Prints to `stream`."""
+    def __init__(self, stream: TextIO, every_seconds: float = 30.0) -> None:
+        """Prints to `stream`; within a pass a line after so many seconds without one."""
         self._stream = stream
+        self._every = every_seconds
+        self._said = time.perf_counter()
+        self._steps = self._done = 0
+
+    def start(self, *, steps: int, done: int) -> None:
+        """Remembers how long the run is."""
+        self._steps, self._done = steps, done
+
+    def step(self, *, loss: float, learning_rate: float, examples: int) -> None:
+        """Prints the step where nothing has been printed for a while."""
+        self._done += 1
+        if time.perf_counter() - self._said >= self._every:
+            self.note(f"  step {self._done}/{self._steps}  loss {loss:.4f}")
 
     def phase(self, text: str) -> None:
         """Prints the phase."""
@@ -91,10 +104,11 @@ class PlainReporter(SilentReporter):
     def note(self, text: str) -> None:
         """Prints the line."""
         print(text, file=self._stream, flush=True)
+        self._said = time.perf_counter()
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Prints the row."""
-        print(row_text(row), file=self._stream, flush=True)
+        self.note(row_text(row))
 
 
 class RichReporter(SilentReporter):

@@ -62,3 +62,13 @@ def test_a_note_is_a_line_of_its_own(kind):
 def test_silence_prints_nothing(capsys):
     small_trainer(small_model(), PLAN, reporter=reporter("none")).fit()
     assert capsys.readouterr() == ("", "")
+
+
+def test_within_a_long_pass_plain_lines_say_how_far_it_is():
+    for every, lines in ((0.0, ["  step 4/9  loss 0.5000", "  step 5/9  loss 0.5000"]), (1e6, [])):
+        stream = io.StringIO()
+        shown = PlainReporter(stream, every_seconds=every)
+        shown.start(steps=9, done=3)
+        for _ in range(2):
+            shown.step(loss=0.5, learning_rate=1e-3, examples=4)
+        assert stream.getvalue().splitlines() == lines
