@@ -80,7 +80,7 @@ def test_moods_of_tweets_are_told_as_by_a_regression_on_frozen_vectors_or_better
     full, lora = mood_accuracy(moods, "full", 5e-4), mood_accuracy(moods, "lora", 5e-3)
     print(f"regression {reference:.3f}, full {full:.3f}, LoRA {lora:.3f}")
     assert reference > 0.5
-    assert min(full, lora) >= reference - 0.02  # A standard error of 300 tweets is 0.027.
+    assert min(full, lora) >= reference
     assert lora >= full - 0.04
 
 
