@@ -9,8 +9,8 @@ from typing import Any
 
 import keras
 
-from tunekit.errors import ModelError
-from tunekit.methods.spec import LoRA, is_adapter
+from tunekit.errors import Issue, ModelError, RecipeError
+from tunekit.methods.spec import LoRA, Plain, is_adapter
 from tunekit.models.backbone import Backbone
 from tunekit.models.loading import load_model
 from tunekit.models.masked_head import with_masked_head
@@ -29,8 +29,10 @@ def ready_model(recipe: Recipe, given: Model | keras.Model | None, task: Task) -
     """Yields the model with a head for the task; a given `Model` is put back on an error.
 
     Raises:
+        RecipeError: only a head is to train, and the task has none.
         ModelError: the model is not of the task's kind, or a given one is not as the recipe says.
     """
+    _check_method(recipe, task)
     if not isinstance(given, Model):
         yield _loaded(recipe, given, task)
         return
@@ -100,6 +102,12 @@ def _stands_on(task: Task) -> str:
 
 def _head(spec: HeadSpec, task: Task) -> HeadSpec:
     """The head that a recipe asks for, of each token where the task is of tokens."""
+    if not isinstance(task, ImageClassification) and task.stands_on == "text":
+        if spec.pooling == "none":
+            raise ModelError(
+                "head.pooling: 'none' gives logits for each token, and this task asks for those of "
+                "a whole text; leave it at 'auto', or choose 'avg'."
+            )
     if _stands_on(task) != "token":
         return spec
     if spec.pooling not in ("auto", "none"):
@@ -108,6 +116,19 @@ def _head(spec: HeadSpec, task: Task) -> HeadSpec:
             "to tokens; leave it at 'auto'."
         )
     return replace(spec, pooling="none")
+
+
+def _check_method(recipe: Recipe, task: Task) -> None:
+    if recipe.method == Plain("head") and not task.label_names and not isinstance(task, MaskedLM):
+        raise RecipeError(
+            [
+                Issue(
+                    "method",
+                    "'head' trains a head alone, and this task has none of its own; "
+                    "choose lora, or full.",
+                )
+            ]
+        )
 
 
 def _check_kind(backbone: Backbone, task: Task) -> None:

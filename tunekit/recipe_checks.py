@@ -7,7 +7,14 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunekit.errors import Issue
-from tunekit.methods.spec import LoRA, Plain, refusal, refusal_of_builder
+from tunekit.methods.spec import (
+    LoRA,
+    Plain,
+    PrefixTuning,
+    PromptTuning,
+    refusal,
+    refusal_of_builder,
+)
 from tunekit.models.selection import syntax_issues
 from tunekit.plans.builders_rates import Discriminative, LayerDecay
 from tunekit.plans.phase import Phase
@@ -35,6 +42,7 @@ def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
     yield from _of_class_weights(recipe)
     yield from _of_precision(recipe)
     yield from _of_quantize(recipe)
+    yield from _of_packing(recipe)
     yield from _of_cache(recipe)
 
 
@@ -111,6 +119,22 @@ def _of_quantize(recipe: Recipe) -> Iterator[Contradiction]:
             "or int8, or leave init out."
         )
         yield Contradiction(Issue("method.init", message), (("backbone",), ("method",)))
+
+
+def _of_packing(recipe: Recipe) -> Iterator[Contradiction]:
+    packs = [(("batch",), recipe.batch.packing)]
+    packs += [
+        (("plan", index, "batch"), item.batch.packing)
+        for index, item in enumerate(recipe.plan)
+        if isinstance(item, Phase) and item.batch is not None
+    ]
+    for keys, packing in packs:
+        if packing and isinstance(recipe.method, PromptTuning | PrefixTuning):
+            message = (
+                f"texts that share a row cannot each have the {recipe.method.length} learned "
+                "positions of the method; set it to false, or choose a method such as lora."
+            )
+            yield Contradiction(Issue(f"{dotted(keys)}.packing", message), (keys, ("method",)))
 
 
 def _of_cache(recipe: Recipe) -> Iterator[Contradiction]:
