@@ -23,7 +23,6 @@ def main() -> None:
             data / "train.jsonl",
             validation=data / "test.jsonl",
             method=method,
-            head=tunekit.HeadSpec(pooling="avg"),  # as MiniLM was pretrained
             epochs=3,
             learning_rate=rate,
             warmup="10%",

@@ -308,6 +308,8 @@ class Model:
         self._groups = None
 
     def _head(self, labels: tuple[str, ...], spec: HeadSpec, seed: int) -> keras.Model:
+        if spec.pooling == "auto" and self.backbone.sentence_pooling is not None:
+            spec = replace(spec, pooling=self.backbone.sentence_pooling)
         return build_head(
             spec,
             features=self.backbone.features,

@@ -54,8 +54,9 @@ class HeadSpec:
     pooling: Pooling = "auto"
     """How features become one vector; "auto" is the way the backbone was pretrained.
 
-    Of a text, "token" is the first token, as BERT does it, "last" the last that is no padding, as
-    decoders do; "none" gives logits for each token, all others leave padding out.
+    Of a text, "auto" is what a sentence encoder's folder says, else "token", the first token, as
+    BERT does it, or "last", the last that is no padding, as decoders do; "none" gives logits for
+    each token, all others leave padding out.
     """
     hidden: tuple[Annotated[int, Ge(1)], ...] = ()
     """Widths of the hidden layers of an "mlp" head; empty: one layer of 256."""

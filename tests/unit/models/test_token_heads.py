@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 from tests.reference import text_folders as text
 from tunekit.errors import ModelError
 from tunekit.models.heads import build_head, pooling_kind
-from tunekit.models.loading import load_model
-from tunekit.models.spec import HeadSpec
+from tunekit.models.loading import load_backbone, load_model
+from tunekit.models.model import Model
+from tunekit.models.spec import BackboneSpec, HeadSpec
 
 STATES = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32")
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], np.int32)
@@ -101,3 +103,13 @@ def test_a_classifier_of_tokens_without_its_tensors_is_refused(tmp_path: Path) -
     folder = folder_of("bert", tmp_path, "BertForTokenClassification")
     with pytest.raises(ModelError, match="holds no tensor 'bert.classifier.bias'"):
         load_model(folder)
+
+
+def test_a_sentence_encoder_is_pooled_as_its_folder_says(tmp_path):
+    folder = text.write("bert", tmp_path)
+    backbone = replace(load_backbone(folder, BackboneSpec()), sentence_pooling="avg")
+    inputs = {"token_ids": text.TOKEN_IDS, "padding_mask": text.PADDING_MASK}
+    as_told, named = (Model(backbone, ("a", "b"), HeadSpec(pooling=p)) for p in ("auto", "avg"))
+    by_token = Model(backbone, ("a", "b"), HeadSpec(pooling="token"))
+    assert np.array_equal(as_told.apply(inputs), named.apply(inputs))
+    assert not np.allclose(as_told.apply(inputs), by_token.apply(inputs))
