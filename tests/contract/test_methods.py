@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import gc
 import resource
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -38,14 +38,11 @@ from tests.contract.methods_families import (
     train,
     values,
 )
-from tests.unit.methods import texts
 from tunekit.errors import ModelError
-from tunekit.methods.attach import attach
 from tunekit.methods.spec import (
     is_adapter,
 )
 from tunekit.models.model import Model
-from tunekit.names import layer_names
 
 # KerasHub's own, of masks that its attention drops.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Layer 'attn':UserWarning")
@@ -248,31 +245,6 @@ def test_an_adapter_an_example_in_one_batch_equals_one_at_a_time(method, family)
     for row, name in enumerate(names):
         np.testing.assert_allclose(together[row], alone[name][row], rtol=1e-4, atol=2e-5)
     assert_equal(before, values(model))
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("method", ["lora", "dora", "ia3", "vera", "houlsby", "parallel"])
-def test_generation_with_a_cache_equals_the_full_forward(method, family):
-    """Prefixes and prompts have such a test of their own."""
-    body = texts.NETWORKS[family]()
-    roles = "query", "key", "value", "attention_output", "mlp_up", "mlp_down"
-    blocks = [
-        tuple(name for name in layer_names(body) if name.startswith(f"transformer_layer_{i}/"))
-        for i in range(2)
-    ]
-    placed = replace(texts.places_in(body, *roles), blocks=tuple(blocks))
-    adapter = attach(METHODS[method], placed)
-    rng = np.random.default_rng(0)
-    values: dict[str, dict[str, np.ndarray]] = {}
-    for part in adapter.parts:
-        moves = {x.name: 0.5 * (x.role == "weight") * rng.normal(size=x.shape) for x in part.leaves}
-        own = {n: np.asarray(adapter.variables[f"{part.name}/{n}"]) + x for n, x in moves.items()}
-        values.setdefault(part.name, {}).update(own)
-    writer = texts.Writer(body, adapter.parts, values)
-    ids = np.array([[3, 5], [7, 2]], np.int32)
-    written = writer.cached(ids, 5, 0)
-    np.testing.assert_array_equal(written, writer.whole(ids, 5))
-    assert not np.array_equal(written, texts.Writer(body, (), {}).cached(ids, 5, 0))
 
 
 def test_a_thousand_swaps_of_two_adapters_compile_nothing_and_hold_no_memory():

@@ -78,23 +78,6 @@ def test_an_encoder_attends_to_the_prefix_but_not_through_padding(family):
     np.testing.assert_allclose(moved[1, :3], given[1, :3], atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_generation_with_a_cache_equals_the_full_forward(family):
-    body = texts.NETWORKS[family]()
-    placed = placed_on(body)
-    writer = texts.Writer(body, small.parts_of(placed), small.drawn(placed))
-    ids = np.array([[3, 5], [7, 2]], np.int32)
-    np.testing.assert_array_equal(writer.cached(ids, 5, P), writer.whole(ids, 5))
-
-
-def test_generation_with_a_prefix_in_one_block_equals_the_full_forward():
-    body = texts.NETWORKS["llama"]()
-    placed = placed_on(body, "transformer_layer_1")
-    writer = texts.Writer(body, small.parts_of(placed), small.drawn(placed))
-    ids = np.array([[3, 5], [7, 2]], np.int32)
-    np.testing.assert_array_equal(writer.cached(ids, 5, P), writer.whole(ids, 5))
-
-
 def test_blocks_without_a_prefix_do_not_see_its_positions():
     # In the first block nothing may change but the positions, which rotary embeddings are blind to.
     model = texts.NETWORKS["llama"]()

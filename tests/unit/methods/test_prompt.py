@@ -74,15 +74,6 @@ def test_a_random_prompt_is_as_spread_as_the_table():
     assert placed.values["prompt"].std() == pytest.approx(table.std(), rel=0.1)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_generation_with_a_cache_equals_the_full_forward(family):
-    body = texts.NETWORKS[family]()
-    placed = placed_on(body)
-    writer = texts.Writer(body, small.parts_of(placed), small.drawn(placed))
-    ids = np.array([[3, 5], [7, 2]], np.int32)
-    np.testing.assert_array_equal(writer.cached(ids, 5, P), writer.whole(ids, 5))
-
-
 def test_each_example_can_have_a_prompt_of_its_own():
     model = texts.NETWORKS["llama"]()
     placed = placed_on(model)

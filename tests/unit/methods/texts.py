@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
@@ -82,46 +81,6 @@ def texts(model: keras.Model, length: int, padding: int = 0, seed: int = 3) -> d
 def after(inputs: Mapping[str, Any], start: int) -> dict[str, Any]:
     """The texts from a position on."""
     return {name: x[:, start:] for name, x in inputs.items()}
-
-
-class Writer:
-    """A language model with adapter parts on it, greedy."""
-
-    def __init__(self, body: keras.Model, parts: Sequence[Part], values: small.PartValues) -> None:  # noqa: D107
-        kind = type(body).__name__.removesuffix("Backbone")
-        self.model = getattr(keras_hub().models, f"{kind}CausalLM")(body)
-        self.model.compile(sampler="greedy")
-        # The parts are of the body's layers, which the language model has inside.
-        self.layers = {"": self.model, "backbone": body, **layer_names(body)}
-        self.parts, self.values = parts, values
-
-    def adapted(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What the function returns with the adapter on the network."""
-        with ExitStack() as stack:
-            for part in self.parts:
-                values = {k: jnp.asarray(v) for k, v in self.values[part.name].items()}
-                wraps = part.wraps(self.layers, values, training=False, per_example=False)
-                stack.enter_context(intercept(wraps))
-            return function(*args)
-
-    def whole(self, ids: np.ndarray, count: int) -> np.ndarray:
-        """The texts with `count` more tokens, each by a forward pass over all before it."""
-        for _ in range(count):
-            inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
-            logits = self.adapted(self.model, inputs)
-            following = np.argmax(np.asarray(logits)[:, -1], axis=-1)
-            ids = np.concatenate([ids, following[:, None].astype(ids.dtype)], axis=1)
-        return ids
-
-    def cached(self, ids: np.ndarray, count: int, prepended: int) -> np.ndarray:
-        """The same by KerasHub's own generation with a cache of keys and values."""
-        from tunekit.methods.dummy_positions import with_dummies
-
-        room = np.pad(ids, ((0, 0), (0, count)))
-        mask = np.pad(np.ones_like(ids), ((0, 0), (0, count))).astype(bool)
-        inputs = with_dummies({"token_ids": room, "padding_mask": mask}, prepended)
-        done = self.adapted(jax.jit(lambda x: self.model.generate_step(x)["token_ids"]), inputs)
-        return np.asarray(done)[:, prepended:]
 
 
 def nested(
