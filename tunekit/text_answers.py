@@ -11,6 +11,7 @@ from tunekit.data.spec import BatchSpec, DataSpec
 from tunekit.data.text_source import open_text_examples
 from tunekit.errors import DataError, ModelError
 from tunekit.evaluation.text import evaluate as metrics_of
+from tunekit.methods.spec import PrefixTuning, PromptTuning
 from tunekit.models.model import Model
 from tunekit.tasks.text_task import TextTask
 
@@ -69,8 +70,11 @@ def predict(
 
 
 def longest(batch: BatchSpec, model: Model) -> int:
-    """Returns the tokens that a text may have; see `longest_of`."""
-    return longest_of(batch, model.backbone.max_length_tokens, model.backbone.source)
+    """Returns the tokens that a text may have beside what adapters have learned; `longest_of`."""
+    own, source = model.backbone.max_length_tokens, model.backbone.source
+    specs = [adapter.spec for adapter, _ in model.adapters.acting]
+    learned = sum(each.length for each in specs if isinstance(each, PrefixTuning | PromptTuning))
+    return longest_of(batch, own and own - learned, source)
 
 
 def longest_of(batch: BatchSpec, own: int | None, source: str) -> int:

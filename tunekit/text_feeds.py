@@ -43,7 +43,6 @@ class TextFeeder:
     task: TextTask
     splits: Splits
     tokenizer: Tokenizer
-    max_length: int
     note: Callable[[str], None] = lambda text: None
     """Told in a line of what is computed before the first step."""
     prepared: dict[tuple[int, bool], tuple[Source, Source]] = field(default_factory=dict)
@@ -58,8 +57,13 @@ class TextFeeder:
         Raises:
             ModelError: texts may be longer than the model's positions.
         """
-        length = longest(recipe.batch, model)
-        return cls(recipe, model, task, splits, model.backbone.text_tokenizer(), length)
+        longest(recipe.batch, model)
+        return cls(recipe, model, task, splits, model.backbone.text_tokenizer())
+
+    @cached_property
+    def max_length(self) -> int:
+        """Most tokens of a text; first asked for when the model has its adapters."""
+        return longest(self.recipe.batch, self.model)
 
     @cached_property
     def forward(self) -> Forward:
@@ -73,8 +77,7 @@ class TextFeeder:
 
     def sibling(self, recipe: Recipe) -> TextFeeder:
         """Returns a feeder over the same model and data, of another recipe."""
-        length = longest(recipe.batch, self.model)
-        return replace(self, recipe=recipe, max_length=length, prepared={}, batches={})
+        return replace(self, recipe=recipe, prepared={}, batches={})
 
     def preflight(self) -> list[str]:
         """Returns what is to be known of the texts before the first step, in a few lines."""

@@ -165,3 +165,17 @@ def test_a_model_with_labels_of_its_own_is_no_language_model(folder, tmp_path):
     with pytest.raises(ModelError, match=r"has a head for the labels good, bad.* Load it anew"):
         finetune(model, write_rows("sft", tmp_path), **QUICK)
     assert model.labels == ("good", "bad")
+
+
+def test_texts_leave_room_for_the_positions_that_a_prompt_learns(folder, tmp_path):
+    """By default they are as long as the network's positions allow."""
+    long = [{"text": "good " * 60 + "fish", "label": label} for label in "abab"]
+    long = [{**row, "text": f"{row['text']} {number}"} for number, row in enumerate(long)]
+    result = finetune(
+        folder / "bert",
+        written(tmp_path / "long.jsonl", long),
+        task="text_classification",
+        method=PromptTuning(length=4),
+        **QUICK,
+    )
+    assert result.predict("good " * 60)[0].label in "ab"
