@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 COLUMNS = ("prompt", "reference", "base", "tuned")
-_SCORES = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match")
+LONGEST_CELL = 160
+"""Characters of a text in the terminal; Markdown has all of them."""
 _STYLES = {"prompt": "bold", "reference": "dim", "base": "", "tuned": "green"}
 
 Rows = Sequence[Mapping[str, Any]]
@@ -27,20 +28,13 @@ def samples_table(rows: Rows) -> Table:
         table.add_column(name, ratio=1, overflow="fold")
     for row in rows:
         # As `Text`: what models write is full of [brackets], which rich would take for markup.
-        table.add_row(*(Text(row[name].strip(), _STYLES[name]) for name in COLUMNS))
+        table.add_row(*(Text(_beginning(row[name]), _STYLES[name]) for name in COLUMNS))
     return table
 
 
-def scores_table(scores: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Returns the metrics of what base and tuned model wrote, as a table for the terminal.
-
-    Args:
-        scores: as from `tunekit.evaluation.generated.sample_scores`.
-    """
-    table = Table("", "base", "tuned")
-    for name in _SCORES:
-        table.add_row(name, *(f"{scores[side][name]:.3g}" for side in ("base", "tuned")))
-    return table
+def _beginning(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 2].rstrip() + " …"
 
 
 def print_samples(rows: Rows, console: Console | None = None) -> None:

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from tunekit.report.samples import print_samples, samples_markdown, samples_table, scores_table
+from tunekit.report.samples import print_samples, samples_markdown, samples_table
 
 ROW = {
     "prompt": "What is [bold]?",
@@ -25,14 +25,6 @@ def test_answers_stand_side_by_side_and_brackets_are_no_markup() -> None:
     assert [name in text for name in ("prompt", "reference", "base", "tuned")] == [True] * 4
     (line,) = (line for line in text.splitlines() if "What is [bold]?" in line)
     assert line.index("A | pipe") < line.index("<b>no</b> *star*") < line.index("yes")
-
-
-def test_scores_of_base_and_tuned_stand_side_by_side() -> None:
-    names = ("bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact_match")
-    sides = {"base": dict.fromkeys(names, 0.25), "tuned": dict.fromkeys(names, 12.3456)}
-    lines = [line for line in printed(scores_table(sides)).splitlines() if "0.25" in line]
-    assert len(lines) == len(names)
-    assert all(line.index("0.25") < line.index("12.3") for line in lines)
 
 
 def test_nothing_is_printed_of_no_samples() -> None:
