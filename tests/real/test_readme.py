@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.assets import chatterbot, smollm2
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -100,6 +102,8 @@ def _alike(shown: str, printed: str) -> bool:
 def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[Example, str]:
     """What every example printed, done in one folder, the commands by the installed package."""
     folder = tmp_path_factory.mktemp("reader")
+    (folder / "smollm2.gguf").symlink_to(smollm2())
+    (folder / "chat").symlink_to(chatterbot())
     scripts = Path(sys.executable).parent
     if not (scripts / "tunekit").exists():
         pytest.fail("the command tunekit is missing: pip install -e '.[demo,test]'")

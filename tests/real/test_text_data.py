@@ -1,4 +1,4 @@
-"""Real texts: moods of tweets, classes of words, responses to prompts; small shares of each."""
+"""Real texts: moods of tweets and classes of words; small shares of each."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from sklearn.linear_model import LogisticRegression
 
 import tunekit
 from examples.corpora import brown, tweets, word_class
-from tests.assets import chatterbot, minilm, smollm2
+from tests.assets import minilm
 from tunekit.models.encoded import Encoded
 from tunekit.models.spec import HeadSpec
-from tunekit.result import Result
 
 Rows = list[dict[str, Any]]
 Splits = dict[str, Rows]
@@ -113,41 +112,6 @@ def test_words_are_tagged_as_by_a_regression_on_frozen_tokens_or_better(sentence
     print(f"regression {reference:.3f}, full {result.metrics['accuracy']:.3f}")
     assert result.metrics["accuracy"] >= reference
     assert set(result.model.labels) >= {"NOUN", "VERB", "PUNCT"}
-
-
-@pytest.fixture(scope="module")
-def answering() -> Result:
-    """SmolLM2 after a few steps on the ChatterBot corpus."""
-    folder = chatterbot()
-    return tunekit.finetune(
-        smollm2(),
-        splits(folder, 64, 24),
-        task=tunekit.LanguageModellingSpec(samples=4, max_new_tokens=12),
-        method="lora",
-        epochs=1,
-        batch_size=8,
-        max_length=64,
-        learning_rate=2e-3,
-        warmup="10%",
-        progress="none",
-    )
-
-
-def test_a_language_model_learns_to_respond_in_eight_steps(answering):
-    base, tuned = answering.metrics["base"], answering.metrics
-    print(f"perplexity {base['perplexity']:.1f} -> {tuned['perplexity']:.1f}")
-    assert answering.history[-1]["step"] == 8
-    assert tuned["perplexity"] <= 0.8 * base["perplexity"]
-
-
-def test_base_and_tuned_answer_the_same_prompts_and_are_scored(answering):
-    base, tuned = answering.metrics["base"], answering.metrics
-    for name in ("bleu", "chrf", "rougeL"):
-        assert 0 <= tuned[name] <= 100 and 0 <= base[name] <= 100
-    samples = answering.report["samples"]
-    assert len(samples) == tuned["generated"] == 4
-    assert all({"prompt", "references", "base", "tuned"} <= set(row) for row in samples)
-    assert any(row["base"] != row["tuned"] for row in samples)
 
 
 @pytest.mark.parametrize(
