@@ -30,3 +30,8 @@ def _programs_are_let_go() -> Iterator[None]:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those of real weights first: their files are the longest, and processes share by files."""
+    items.sort(key=lambda item: "real" not in item.path.parts)
