@@ -182,6 +182,7 @@ def session(
                 task = task.for_backbone(ready.backbone)
             texts = TextFeeder.of(recipe, ready, task, splits)
             put_method(recipe, ready, texts.training_inputs)
+            texts.check_answers()
             feeder = texts
         yield Session(recipe, splits, task, ready, feeder, _phases(recipe, feeder))
 

@@ -21,6 +21,7 @@ from tunekit.evaluation.text import evaluate
 from tunekit.inspection import preflight_lines
 from tunekit.methods.intercept import Wrap
 from tunekit.models.forward import Forward
+from tunekit.models.generation import Generator
 from tunekit.models.model import Model
 from tunekit.models.remat import rematerialised
 from tunekit.models.tokenizing import Tokenizer
@@ -78,6 +79,26 @@ class TextFeeder:
     def sibling(self, recipe: Recipe) -> TextFeeder:
         """Returns a feeder over the same model and data, of another recipe."""
         return replace(self, recipe=recipe, prepared={}, batches={})
+
+    def check_answers(self) -> None:
+        """Passes where the model can answer prompts, or none are to be answered.
+
+        Raises:
+            ModelError: it cannot; training would come to an end at its first evaluation.
+        """
+        if not self._answers:
+            return
+        try:
+            Generator(self.model)
+        except ModelError as error:
+            raise ModelError(
+                f"{error} To train it without answers beside the base's, set task.samples: 0."
+            ) from error
+
+    @property
+    def _answers(self) -> bool:
+        judged = self.splits.validation is not None or self.splits.test is not None
+        return judged and isinstance(self.task, LanguageModelling) and self.task.samples > 0
 
     def preflight(self) -> list[str]:
         """Returns what is to be known of the texts before the first step, in a few lines."""
@@ -143,18 +164,21 @@ class TextFeeder:
         source = self.splits.validation
         if source is None:
             return None
-        watched = None
-        if isinstance(self.task, LanguageModelling) and self.task.samples:
-            if self.recipe.runtime.progress != "none":
-                watched = Watched(self.model, self.task, source)
 
         def evaluated(values: Values) -> dict[str, Any]:
             found = self.metrics(source, values)
-            for line in watched.lines(values) if watched else ():
-                self.note(line)
+            if self._answers and self.recipe.runtime.progress != "none":
+                for line in self._watched.lines(values):
+                    self.note(line)
             return found
 
         return evaluated
+
+    @cached_property
+    def _watched(self) -> Watched:
+        """The prompts that are answered while training lasts; the base answers them once."""
+        assert isinstance(self.task, LanguageModelling) and self.splits.validation is not None
+        return Watched(self.model, self.task, self.splits.validation)
 
     def _training_batches(self, phase: Phase) -> SequenceBatches:
         """The batches of a phase; which texts share a row is found once for all that pack."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from PIL import Image
 
 from tests.contract.families import fixed, plain_cnn
 from tests.contract.text_families import LENGTH, LLAMA_TOKENS, bert, llama, rows, write_rows
-from tunekit import HeadSpec, finetune, load_model
+from tunekit import HeadSpec, LanguageModellingSpec, finetune, load_model
 from tunekit.errors import DataError, ModelError, RecipeError
 from tunekit.methods.spec import PrefixTuning, PromptTuning
+from tunekit.models.hub import keras_hub
 
 QUICK: dict[str, Any] = {"batch_size": 4, "epochs": 1, "progress": "none", "validation": 0.0}
 
@@ -165,6 +167,23 @@ def test_a_model_with_labels_of_its_own_is_no_language_model(folder, tmp_path):
     with pytest.raises(ModelError, match=r"has a head for the labels good, bad.* Load it anew"):
         finetune(model, write_rows("sft", tmp_path), **QUICK)
     assert model.labels == ("good", "bad")
+
+
+def test_a_model_that_cannot_answer_is_refused_before_it_trains(folder, tmp_path):
+    models, sizes = keras_hub().models, {"num_layers": 1, "hidden_dim": 8, "intermediate_dim": 12}
+    llama = load_model(folder / "llama").backbone
+    body = models.BloomBackbone(vocabulary_size=llama.vocabulary, num_heads=2, **sizes)
+    model = load_model(models.BloomCausalLM(body))
+    model.backbone = replace(model.backbone, tokenizer=llama.tokenizer)
+    before = [np.array(variable.value) for variable in model.variables().values()]
+    data, given = write_rows("causal_lm", tmp_path), {**QUICK, "validation": 0.25}
+    with pytest.raises(ModelError, match="BloomAttention.* set task.samples: 0"):
+        finetune(model, data, task="causal_lm", max_length=LENGTH, **given)
+    after = [np.array(variable.value) for variable in model.variables().values()]
+    assert all(map(np.array_equal, before, after))
+    quiet = LanguageModellingSpec(name="causal_lm", samples=0)
+    result = finetune(model, data, task=quiet, max_length=LENGTH, **given)
+    assert np.isfinite(result.metrics["loss"])
 
 
 def test_texts_leave_room_for_the_positions_that_a_prompt_learns(folder, tmp_path):

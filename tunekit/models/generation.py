@@ -37,7 +37,7 @@ class Generator:
             ModelError: the model is no causal language model.
         """
         self.model = model
-        self._check_writes()
+        self._present()
 
     def generate(
         self,
