@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from tunekit.beside_base import Watched
 from tunekit.data.examples import Source, Splits
 from tunekit.data.packing import Packing
 from tunekit.data.sequences import SequenceBatches, buckets
+from tunekit.data.spec import BatchSpec
 from tunekit.errors import DataError, ModelError
 from tunekit.evaluation.text import evaluate
 from tunekit.inspection import preflight_lines
@@ -46,9 +46,10 @@ class TextFeeder:
     tokenizer: Tokenizer
     note: Callable[[str], None] = lambda text: None
     """Told in a line of what is computed before the first step."""
-    prepared: dict[tuple[int, bool], tuple[Source, Source]] = field(default_factory=dict)
-    """By the identity of a source, and whether it is trained on: it, and what batches are of."""
-    batches: dict[Any, SequenceBatches] = field(default_factory=dict)
+    prepared: dict[tuple[int, int, bool], tuple[Source, Source]] = field(default_factory=dict)
+    """By the identity of a source, its longest text and whether it is trained on: it, and what
+    batches are of."""
+    batches: dict[BatchSpec, SequenceBatches] = field(default_factory=dict)
     """Of the training data, by what phases ask of them."""
 
     @classmethod
@@ -117,6 +118,10 @@ class TextFeeder:
             )
         batches = self._training_batches(phase.spec)
         batch = phase.spec.batch or self.recipe.batch
+        if batch.packing:
+            rows = batches.packed
+            count = f"{len(batches.source):,} texts in {len(rows):,} rows"
+            self.note(f"packed: {count}, {rows.fill:.0%} full")
         forward = replace(
             self.forward,
             batch_norm=phase.spec.batch_norm,
@@ -152,12 +157,14 @@ class TextFeeder:
     def judging_batches(self, source: Source) -> SequenceBatches:
         """Returns the examples of `source` in order, each once."""
         batch = self.recipe.batch
-        return self._batches(source, batch.size // batch.accumulate, training=False)
+        size = batch.size // batch.accumulate
+        return self._batches(source, batch, training=False, size=size)
 
     def training_inputs(self) -> Iterator[dict[str, np.ndarray]]:
         """Yields what the model takes of the training data, in an order of their own."""
-        size = min(self.recipe.batch.size, len(self.splits.train))
-        for batch in self._batches(self.splits.train, size, training=True).epoch(0):
+        spec = replace(self.recipe.batch, packing=False, balanced=False)
+        size = min(spec.size, len(self.splits.train))
+        for batch in self._batches(self.splits.train, spec, training=True, size=size).epoch(0):
             yield self.task.inputs(batch)
 
     def _evaluate(self) -> Callable[[Values], Mapping[str, Any]] | None:
@@ -183,55 +190,35 @@ class TextFeeder:
     def _training_batches(self, phase: Phase) -> SequenceBatches:
         """The batches of a phase; which texts share a row is found once for all that pack."""
         batch = phase.batch or self.recipe.batch
-        key = (batch.size, batch.balanced, batch.packing)
-        if key not in self.batches:
-            since = time.perf_counter()
-            found = self._batches(
-                self.splits.train,
-                batch.size,
-                training=True,
-                balanced=batch.balanced,
-                packing=Packing(self.max_length) if batch.packing else None,
-            )
-            if batch.packing:
-                self.note(
-                    f"packed: {len(found.source):,} texts in {len(found.packed):,} rows of "
-                    f"{self.max_length} tokens, {found.packed.fill:.0%} full  "
-                    f"{time.perf_counter() - since:.1f} s"
-                )
-            self.batches[key] = found
-        return self.batches[key]
+        if batch not in self.batches:
+            self.batches[batch] = self._batches(self.splits.train, batch, training=True)
+        return self.batches[batch]
 
     def _batches(
-        self,
-        source: Source,
-        size: int,
-        *,
-        training: bool,
-        balanced: bool = False,
-        packing: Packing | None = None,
+        self, source: Source, batch: BatchSpec, *, training: bool, size: int | None = None
     ) -> SequenceBatches:
-        batch = self.recipe.batch
+        """The examples of `source`, `size` at a time or as the spec says; packed to train alone."""
+        length = longest(batch, self.model)
         return SequenceBatches(
-            self._prepared(source, training=training),
-            self.task.encoder(self.tokenizer, self.max_length),
-            batch_size=size,
+            self._prepared(source, length, training=training),
+            self.task.encoder(self.tokenizer, length),
+            batch_size=size or batch.size,
             seed=self.recipe.seed,
             shuffle=training,
-            buckets=buckets(self.max_length),
+            buckets=buckets(length),
             pad_id=self.tokenizer.pad_id,
-            balanced=balanced,
+            balanced=batch.balanced and training,
             workers=batch.workers,
             prefetch=batch.prefetch,
-            packing=packing,
+            packing=Packing(length) if batch.packing and training else None,
         )
 
-    def _prepared(self, source: Source, *, training: bool) -> Source:
+    def _prepared(self, source: Source, length: int, *, training: bool) -> Source:
         """What batches are made of: the examples, or windows or pairs of them; made once."""
-        key = (id(source), training)
+        key = (id(source), length, training)
         if key not in self.prepared:
             found = self.task.prepared(
-                source, self.tokenizer, self.max_length, training=training, seed=self.recipe.seed
+                source, self.tokenizer, length, training=training, seed=self.recipe.seed
             )
             if not len(found):
                 raise DataError("data: nothing is left to train on once the texts are encoded")

@@ -13,10 +13,11 @@ from PIL import Image
 
 from tests.contract.families import fixed, plain_cnn
 from tests.contract.text_families import LENGTH, LLAMA_TOKENS, bert, llama, rows, write_rows
-from tunekit import HeadSpec, LanguageModellingSpec, finetune, load_model
+from tunekit import BatchSpec, HeadSpec, LanguageModellingSpec, Phase, Recipe, finetune, load_model
 from tunekit.errors import DataError, ModelError, RecipeError
 from tunekit.methods.spec import PrefixTuning, PromptTuning
 from tunekit.models.hub import keras_hub
+from tunekit.session import session
 
 QUICK: dict[str, Any] = {"batch_size": 4, "epochs": 1, "progress": "none", "validation": 0.0}
 
@@ -198,3 +199,29 @@ def test_texts_leave_room_for_the_positions_that_a_prompt_learns(folder, tmp_pat
         **QUICK,
     )
     assert result.predict("good " * 60)[0].label in "ab"
+
+
+def test_a_phase_has_the_longest_text_that_its_own_batch_says(folder, tmp_path):
+    recipe = Recipe.from_keywords(
+        model=str(folder / "bert"),
+        data=str(write_rows("classification", tmp_path)),
+        plan=[Phase(epochs=1, batch=BatchSpec(size=2, max_length=8)), Phase(epochs=1)],
+        **QUICK | {"epochs": None},
+        max_length=LENGTH,
+    )
+    with session(recipe) as ready:
+        lengths = [ready.feeder.feed(each).columns["token_ids"].shape[1] for each in ready.phases]
+    assert lengths == [8, LENGTH]
+
+
+def test_rows_of_several_texts_are_told_of_before_the_first_step(folder, tmp_path, capsys):
+    finetune(
+        folder / "llama",
+        write_rows("causal_lm", tmp_path, 20),
+        task=LanguageModellingSpec(name="causal_lm", samples=0),
+        packing=True,
+        max_length=LENGTH,
+        **QUICK | {"progress": "plain"},
+    )
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("packed: ")]
+    assert len(told) == 1 and "packed: 20 texts in " in told[0] and told[0].endswith("% full")
