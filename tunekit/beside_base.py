@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +19,7 @@ from tunekit.evaluation.generated import (
     sample_scores,
     samples,
 )
+from tunekit.models.forward import holding
 from tunekit.models.generation import Generator
 from tunekit.models.model import Model
 from tunekit.tasks.language_modelling import LanguageModelling
@@ -105,7 +105,7 @@ class Watched:
     def lines(self, values: Mapping[str, jax.Array]) -> list[str]:
         """Returns each prompt with the answers of base and of the model with `values`."""
         base = self._base
-        with holding(self.model, values):
+        with holding(self.model.variables(), values):
             now = self._write([each.question.ids for each in self._asked])
         asked = [each.question.text for each in self._asked]
         rows = [map(_short, row) for row in zip(asked, base, now, strict=True)]
@@ -114,17 +114,3 @@ class Watched:
 
 def _short(text: str) -> str:
     return textwrap.shorten(text, 88, placeholder=" …")
-
-
-@contextmanager
-def holding(model: Model, values: Mapping[str, jax.Array]) -> Iterator[None]:
-    """Within the block the model's variables, those of adapters too, hold these values."""
-    variables = model.variables()
-    before = {name: variables[name].value for name in values}
-    try:
-        for name, value in values.items():
-            variables[name].assign(value)
-        yield
-    finally:
-        for name, value in before.items():
-            variables[name].assign(value)

@@ -14,8 +14,8 @@ import numpy as np
 
 from tunekit.data.examples import Source
 from tunekit.errors import DataError
+from tunekit.models.forward import holding
 from tunekit.models.model import Model
-from tunekit.names import structural_names
 from tunekit.tasks.language_modelling import LanguageModelling, Question
 
 Generate = Callable[[Sequence[Sequence[int]]], list[str]]
@@ -193,13 +193,6 @@ def sample_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]
 @contextmanager
 def as_base(model: Model, values: Mapping[str, jax.Array] | None = None) -> Iterator[None]:
     """Within the block the model is its base: no adapter acts, and variables hold `values`."""
-    variables = structural_names(model.keras) if values else {}
-    before = {name: variables[name].value for name in values or {}}
-    with model.adapters_disabled() if model.adapters.active else nullcontext():
-        try:
-            for name, value in (values or {}).items():
-                variables[name].assign(value)
-            yield
-        finally:
-            for name, value in before.items():
-                variables[name].assign(value)
+    adapters = model.adapters_disabled() if model.adapters.active else nullcontext()
+    with adapters, holding(model.variables(), values or {}):
+        yield

@@ -256,6 +256,19 @@ def assign_all(variables: Mapping[str, keras.Variable], values: Mapping[str, jax
         raise
 
 
+@contextmanager
+def holding(
+    variables: Mapping[str, keras.Variable], values: Mapping[str, jax.Array]
+) -> Iterator[None]:
+    """Within the block the variables named hold `values`; afterwards what they held before."""
+    before = {name: variables[name].value for name in values}
+    try:
+        assign_all(variables, values)
+        yield
+    finally:
+        assign_all(variables, before)
+
+
 def _assign(variables: Mapping[str, keras.Variable], values: Mapping[str, jax.Array]) -> None:
     for name, value in values.items():
         variables[name].assign(value)
