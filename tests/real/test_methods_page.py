@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import methods
-from tests.real.test_readme import FENCE, SESSION, Example, difference, examples
+from tests.real.pages import FENCE, ROOT, Example, difference, examples, one_session
 from tests.reference.folders import folder
 from tunekit.methods.spec import METHOD_NAMES
 from tunekit.recipe import Recipe
 
-PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
+PAGE = ROOT / "docs" / "methods.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 EXAMPLES = tuple(examples(TEXT))
 RECIPES = [fence[2] for fence in FENCE.finditer(TEXT) if fence[1] == "yaml"]
@@ -28,17 +24,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[Example, str]:
     """What every block printed, in one session in a folder that has a network beside it."""
     here = tmp_path_factory.mktemp("reader")
     (here / "vit-small").symlink_to(folder("hf_dinov2_small"))
-    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
-    done = subprocess.run(
-        [sys.executable, "-c", SESSION],
-        cwd=here,
-        env=environment | {"PYTHONPATH": str(PAGE.parents[1])},
-        input="".join(f"{json.dumps(example.typed)}\n" for example in EXAMPLES),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return dict(zip(EXAMPLES, lines, strict=True))
+    return one_session(EXAMPLES, here)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.contract.text_families import bert, llama, rows, write_rows
-from tests.real.test_readme import SESSION, Example, difference, examples
+from tests.real.pages import ROOT, Example, difference, examples, one_session
 from tunekit.shipped import shipped_recipes
 
-PAGE = Path(__file__).parents[2] / "docs" / "text.md"
+PAGE = ROOT / "docs" / "text.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 EXAMPLES = tuple(examples(TEXT))
 FILES = {"reviews": "classification", "words": "tokens", "squad": "span_qa", "chat": "sft"}
@@ -31,17 +26,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[Example, str]:
         write_rows(task, here, 20).rename(here / f"{name}.jsonl")
     texts = [row["text"] for row in rows("masked_lm", 20)]
     (here / "notes.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
-    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
-    done = subprocess.run(
-        [sys.executable, "-c", SESSION],
-        cwd=here,
-        env=environment | {"PYTHONPATH": str(PAGE.parents[1])},
-        input="".join(f"{json.dumps(example.typed)}\n" for example in EXAMPLES),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return dict(zip(EXAMPLES, lines, strict=True))
+    return one_session(EXAMPLES, here)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
