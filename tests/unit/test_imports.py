@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("result",),
     ("recipe",),
     ("finetune",),
-    ("sweep", "probe", "preview"),
+    ("sweep", "probe", "preview", "planning", "launch"),
     ("cli",),
 )
 # Rooms that are several files at the top of the package.
@@ -33,6 +33,8 @@ FILES = {
     "names": "ground",
     "rules": "ground",
     "durations": "ground",
+    "platforms": "ground",
+    "distributed": "ground",
     "saved": "result",
     "folder": "ground",
     "recipe_text": "recipe",

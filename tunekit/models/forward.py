@@ -28,6 +28,7 @@ from tunekit.models.cpu_layers import cpu_layers
 from tunekit.models.graph import is_attention, sublayers
 from tunekit.models.sequence_inputs import extra_wraps, split_extras
 from tunekit.names import Role, layer_names, structural_names, variable_roles
+from tunekit.platforms import traced_platform
 
 Values = dict[str, jax.Array]
 Outputs = object
@@ -186,12 +187,12 @@ class Forward:
                 own = {name: values[f"{prefix}/{name}"] for name in adapter.variables}
                 wraps = adapter.wraps(layers, own, training=training, per_example=self.per_example)
                 stack.enter_context(intercept(wraps))
-            if self.adapters and jax.default_backend() == "cpu":
+            if self.adapters and traced_platform() == "cpu":
                 stack.enter_context(intercept(cpu_activations(self.layers.values())))
             yield
 
     def _kernels(self) -> dict[keras.Layer, Wrap]:
-        return cpu_layers(self.layers.values()) if jax.default_backend() == "cpu" else {}
+        return cpu_layers(self.layers.values()) if traced_platform() == "cpu" else {}
 
     def _modes(self, trainable: Collection[str]) -> dict[keras.Layer, Wrap]:
         """Puts each layer that has a training mode into the one that the partition says."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import keras
 
 from tunekit.methods.intercept import Call, Wrap
+from tunekit.platforms import traced_platform
 
 CPU_LOGIT_BYTES = 64 << 20
 """What the float32 logits of a chunk may take where caches are small and products soon large."""
@@ -47,7 +48,7 @@ def losses_for_logits(layer: keras.Layer, targets: jax.Array, loss_weights: jax.
 
 def chunk_tokens(tokens: int, vocabulary: int) -> int:
     """Returns how many tokens go through the head at once, equally many in each chunk."""
-    limit = CPU_LOGIT_BYTES if jax.default_backend() == "cpu" else LOGIT_BYTES
+    limit = CPU_LOGIT_BYTES if traced_platform() == "cpu" else LOGIT_BYTES
     chunks = -(-tokens // max(1, limit // (4 * vocabulary)))
     return -(-tokens // chunks)
 

@@ -23,6 +23,7 @@ from keras.src.backend.common.stateless_scope import get_stateless_scope
 from tunekit.methods.intercept import Call, Wrap
 from tunekit.models.depth import block_ends
 from tunekit.models.graph import Link, chain, sublayers
+from tunekit.platforms import traced_platform
 
 RematMode = Literal["none", "blocks", "full"]
 """Keep everything; the values between blocks; the backbone's inputs alone, until its backward pass
@@ -89,7 +90,7 @@ def _checkpoint(run: Callable[[Any], Any], given: Any) -> Any:
         variables.update(scope.assigned)
         return outputs, {key: scope.state_mapping[key] for key in scope.assigned}
 
-    recomputed = _recomputed_on_cpu if jax.default_backend() == "cpu" else jax.checkpoint
+    recomputed = _recomputed_on_cpu if traced_platform() == "cpu" else jax.checkpoint
     tensors = [leaf for leaf, tensor in zip(leaves, is_tensor, strict=True) if tensor]
     outputs, updates = recomputed(pure)(tensors)
     for key, value in updates.items():
