@@ -29,6 +29,7 @@ from tunekit.evaluation.metrics import classification_metrics
 from tunekit.methods.intercept import Wrap
 from tunekit.models.forward import Forward
 from tunekit.models.model import Model
+from tunekit.models.placement import beside, fetched
 from tunekit.models.prefix import Cut, find_cut
 from tunekit.models.remat import RematMode, rematerialised
 from tunekit.plans.phase import Phase
@@ -159,15 +160,16 @@ class Feeder:
     def _metrics(self, source: Source, values: Values, cut: Cut | None) -> dict[str, Any]:
         batches: Any = self.judging_batches(source)
         column = "image"
+        after: Any = None if cut is None else self._judge(cut)
         if cut is None:
             forward = lambda pixels: self.model.apply(pixels, values)  # noqa: E731
         elif source is self.splits.validation:
             features = self._features(cut, values, batches)
             batches = FeatureBatches(batches, features, self._labels(source))
-            column, forward = FEATURES, lambda features: self._judge(cut)(values, features)
+            column, forward = FEATURES, lambda features: fetched(after(values, features))
         else:
-            before, after = self._prefix(cut), self._judge(cut)
-            forward = lambda pixels: after(values, before(values, pixels))  # noqa: E731
+            before = self._prefix(cut)
+            forward = lambda pixels: fetched(after(values, before(values, pixels)))  # noqa: E731
         logits, labels = collect_logits(forward, batches.epoch(0), column)
         task = self.task
         return classification_metrics(
@@ -284,15 +286,17 @@ class Feeder:
         return None if source is None else lambda values: self._metrics(source, values, cut)
 
     def _prefix(self, cut: Cut) -> Program:
-        return self.shared.prefixes.setdefault(
+        program = self.shared.prefixes.setdefault(
             cut.name,
             jax.jit(lambda values, pixels: cut.features(values, pixels.astype("float32"))),
         )
+        return lambda values, pixels: program(values, beside(values, pixels))
 
     def _judge(self, cut: Cut) -> Program:
-        return self.shared.judges.setdefault(
+        program = self.shared.judges.setdefault(
             cut.name, jax.jit(lambda values, features: cut(values, features, training=False)[0])
         )
+        return lambda values, features: program(values, beside(values, features))
 
     def _labels(self, source: Source) -> np.ndarray:
         """The label column of every example, as batches of images have it."""
@@ -319,7 +323,7 @@ class Feeder:
 
         def fill(out: np.ndarray) -> None:
             since = time.perf_counter()
-            fill_features(batches, lambda pixels: program(values, pixels), out)
+            fill_features(batches, lambda pixels: fetched(program(values, pixels)), out)
             self.note(
                 f"computed once: {len(batches.source):,} images up to {cut.name}, "
                 f"{out.nbytes / 1e6:,.1f} MB  {time.perf_counter() - since:.1f} s"

@@ -19,6 +19,7 @@ from tunekit.errors import CheckpointError, Issue, RecipeError
 from tunekit.evaluation.audit import audit
 from tunekit.evaluation.embedding_head import fit_head
 from tunekit.feeds import Feeder, training_pixels
+from tunekit.meshes import layout_of
 from tunekit.methods.spec import default_train, rate_factor, trained_parts
 from tunekit.models.model import Model
 from tunekit.models.trainable import resolve_trainable
@@ -37,6 +38,7 @@ from tunekit.tasks.text_classification import TextClassification
 from tunekit.text_answers import metrics_on
 from tunekit.text_feeds import TextFeeder
 from tunekit.training.checkpoints import Checkpoints
+from tunekit.training.layout import Layout
 from tunekit.training.progress import reporter
 from tunekit.training.step import Values
 from tunekit.training.trainer import Trained, Trainer
@@ -54,11 +56,15 @@ class Session:
     model: Model
     feeder: AnyFeeder
     phases: tuple[ResolvedPhase, ...]
+    layout: Layout | None = None
+    """How the run lies on several devices; `None` is one."""
 
     def of(self, recipe: Recipe) -> Session:
         """Returns a session over the same model and data, of a recipe that differs elsewhere."""
         feeder = self.feeder.sibling(recipe)
-        return replace(self, recipe=recipe, feeder=feeder, phases=_phases(recipe, feeder))
+        phases = _phases(recipe, feeder)
+        layout = layout_of(recipe, self.model, phases) if self.layout else None
+        return replace(self, recipe=recipe, feeder=feeder, phases=phases, layout=layout)
 
     def trainer(self, checkpoints: Checkpoints | None = None, **changes: Any) -> Trainer:
         """Returns what trains the phases."""
@@ -70,6 +76,7 @@ class Session:
             runtime=self.recipe.runtime,
             seed=self.recipe.seed,
             checkpoints=checkpoints,
+            layout=self.layout,
             **changes,
         )
 
@@ -103,6 +110,8 @@ class Session:
         metrics = {}
         if judged is not None:
             values = self.feeder.forward.values()
+            if self.layout is not None:
+                values = self.layout.values(values)
             metrics = self.feeder.metrics(judged, values, self.phases[-1])
         names = frozenset[str]().union(*(phase.trainable for phase in self.phases))
         answers: list[dict[str, Any]] = []
@@ -184,7 +193,9 @@ def session(
             put_method(recipe, ready, texts.training_inputs)
             texts.check_answers()
             feeder = texts
-        yield Session(recipe, splits, task, ready, feeder, _phases(recipe, feeder))
+        phases = _phases(recipe, feeder)
+        layout = layout_of(recipe, ready, phases)
+        yield Session(recipe, splits, task, ready, feeder, phases, layout)
 
 
 def _store(recipe: Recipe, model: Model, shared: FeatureStore | None) -> FeatureStore:

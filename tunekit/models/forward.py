@@ -64,6 +64,8 @@ class Forward:
     one."""
     remat: Mapping[keras.Layer, Wrap] = field(default_factory=dict, repr=False)
     """What is computed anew in a backward pass (``tunekit.models.remat``)."""
+    kept_to_rows: Mapping[keras.Layer, Wrap] = field(default_factory=dict, repr=False)
+    """What keeps each device of a mesh to its rows of a batch (``tunekit.models.sharding``)."""
     per_example: bool = False
     """Whether the adapters' values have a leading axis [B], one adapter an example."""
 
@@ -175,6 +177,7 @@ class Forward:
             intercept(self._modes(trainable) if training else {}),
             self._adapted(given, training=training),
             intercept(self.remat if training else {}),
+            intercept(self.kept_to_rows),
         ):
             yield scope
 

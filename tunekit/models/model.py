@@ -23,6 +23,7 @@ from tunekit.models.heads import build_head, checked_labels, head_spec
 from tunekit.models.inference import Inference, renamed, slots
 from tunekit.models.inputs import Inputs, batches
 from tunekit.models.layer_tree import LayerTree, layer_tree
+from tunekit.models.placement import beside, fetched
 from tunekit.models.preprocessing import ImagePreprocessing
 from tunekit.models.spec import HeadSpec
 from tunekit.models.taps import Tap, taps
@@ -220,8 +221,9 @@ class Model:
             values = self._inference.values() | slots(acting)
         else:
             values = renamed(values, [name for name, _ in self.adapters.active])
+        inputs = beside(values, inputs)
         outputs = self._inference(values, inputs, [adapter for adapter, _ in acting])
-        return np.asarray(outputs, np.float32)
+        return fetched(outputs).astype(np.float32, copy=False)
 
     @contextmanager
     def restored_on_error(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ from tunekit.errors import CheckpointError
 from tunekit.models.forward import Forward
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.resolve import ResolvedPhase
+from tunekit.training.layout import Layout
 from tunekit.training.optimizers import initial_states
 from tunekit.training.state import Progress, State, moving_statistics
 from tunekit.training.step import Carried, Values
@@ -83,7 +84,11 @@ class Checkpoints:
         )
 
     def restore(
-        self, forward: Forward, phases: Sequence[ResolvedPhase], optimizers: Sequence[OptimizerSpec]
+        self,
+        forward: Forward,
+        phases: Sequence[ResolvedPhase],
+        optimizers: Sequence[OptimizerSpec],
+        layout: Layout | None = None,
     ) -> State | None:
         """Returns the state of the newest checkpoint, or `None` where there is none.
 
@@ -91,6 +96,7 @@ class Checkpoints:
             forward: the model's forward pass.
             phases: of the plan.
             optimizers: one a phase.
+            layout: where its arrays are to lie, wherever they lay; `None` is one device.
 
         Raises:
             CheckpointError: the checkpoint belongs to another run; the message says what differs.
@@ -117,6 +123,8 @@ class Checkpoints:
             "best": {name: moved[name] for name in host["best_names"]},
             "phase_best": {name: current[name] for name in host["phase_best_names"]},
         }
+        if layout is not None:
+            template = layout.templates(template)
         template = {key: tree for key, tree in template.items() if tree}
         arrays = self._restored(step, arrays=ocp.args.StandardRestore(template))["arrays"]
         mutable = moving_statistics(forward, phases[progress.phase])

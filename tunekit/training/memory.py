@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ Memory = dict[str, int | None]
 
 
 def step_memory(carried: Carried, frozen: Values, program: Any) -> Memory:
-    """Returns the bytes that training by `program` holds.
+    """Returns the bytes that training by `program` holds, on each of the devices.
 
     "optimizer" is moments and moving averages. "activations" is what the step needs besides its
     inputs and outputs, gradients among it; `None` where XLA does not say.
@@ -46,7 +47,12 @@ def memory_text(memory: Memory) -> str:
 
 
 def _bytes(tree: Any) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    return sum(_bytes_each(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _bytes_each(leaf: Any) -> int:
+    """Of an array's part on one device."""
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def _size(count: int) -> str:

@@ -18,6 +18,7 @@ from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.training.feed import Feed
 from tunekit.training.forgetting import anchor_names
+from tunekit.training.layout import Layout
 from tunekit.training.state import partition
 from tunekit.training.step import Carried, Measured, Step, Values
 
@@ -36,7 +37,10 @@ class Programs:
     feeds: Sequence[Feed]
     optimizer: OptimizerSpec
     """Of every phase that has none of its own."""
+    layout: Layout | None = None
+    """Where arrays lie, and the step's results; `None` is one device."""
     _futures: dict[Hashable, Future[Program]] = field(default_factory=dict, init=False)
+    _placed_anchors: dict[int, Values] = field(default_factory=dict, init=False)
     _thread: ThreadPoolExecutor = field(init=False)
     seconds: float = field(default=0.0, init=False)
     """XLA's time so far, also where training went on meanwhile."""
@@ -54,24 +58,43 @@ class Programs:
         """Returns the step of a phase, having waited for it; compiled for these arguments."""
         key = (self.keys[index], _shapes(arguments[2]))
         if key not in self._futures:
-            self._begin(key, self.step(index).lowered(carried, *arguments))
+            self._begin(key, self._lowered(index, carried, *arguments))
         return self._futures[key].result()
+
+    def lowered(self, index: int) -> jax.stages.Lowered:
+        """Returns the step of a phase, lowered from shapes alone.
+
+        The model's variables may hold shapes in place of values, and the layout's devices may be
+        those of a topology that this machine does not have.
+        """
+        phase, columns = self.phases[index], self.feeds[index].columns
+        carried, frozen = jax.eval_shape(
+            lambda values: partition(self.forward, phase, values, self.optimizer_of(index)),
+            _shapes_of(self.forward.variables),
+        )
+        anchors = _shapes_of({n: self.forward.variables[n] for n in self._anchored(index)})
+        arguments: Any = (carried, frozen, anchors, dict(columns))
+        if self.layout is not None:
+            arguments = self.layout.shapes(*arguments)
+        rates = jax.ShapeDtypeStruct((len(phase.trainable),), np.float32)
+        seed_key = jax.eval_shape(lambda: jax.random.key(0))
+        return self._lowered(index, *arguments, rates, seed_key)
+
+    def _lowered(self, index: int, carried: Carried, *arguments: Any) -> jax.stages.Lowered:
+        step, results = self.step(index), None
+        if self.layout is not None:
+            measured: Any = [self.layout.everywhere] * len(Measured._fields)
+            results = self.layout.shardings(carried), Measured(*measured)
+        return step.lowered(carried, *arguments, results=results)
 
     def prepare(self, index: int) -> None:
         """Begins to compile the step of a phase that has not begun, from its shapes alone."""
         if index == len(self.phases):
             return
-        phase, columns = self.phases[index], self.feeds[index].columns
+        columns = self.feeds[index].columns
         if (key := (self.keys[index], _shapes(columns))) in self._futures:
             return
-        carried, frozen = jax.eval_shape(
-            lambda values: partition(self.forward, phase, values, self.optimizer_of(index)),
-            self.forward.values(),
-        )
-        rates = jax.ShapeDtypeStruct((len(phase.trainable),), np.float32)
-        seed_key = jax.eval_shape(lambda: jax.random.key(0))
-        arguments = (frozen, self.anchors_of(index), dict(columns), rates, seed_key)
-        self._begin(key, self.step(index).lowered(carried, *arguments))
+        self._begin(key, self.lowered(index))
 
     def close(self) -> None:
         """Gives up what is not begun; what XLA has begun ends by itself."""
@@ -86,11 +109,17 @@ class Programs:
         return self.phases[index].spec.optimizer or self.optimizer
 
     def anchors_of(self, index: int) -> Values:
-        """Returns the values before training that a phase's step needs."""
+        """Returns the values before training that a phase's step needs, as they lie."""
+        if index not in self._placed_anchors:
+            values = {name: self.anchors[name] for name in self._anchored(index)}
+            placed = values if self.layout is None else self.layout.values(values)
+            self._placed_anchors[index] = placed
+        return self._placed_anchors[index]
+
+    def _anchored(self, index: int) -> list[str]:
         phase = self.phases[index]
-        if not phase.spec.l2_sp and not phase.spec.mixout:
-            return {}
-        return {name: self.anchors[name] for name in anchor_names(phase.trainable)}
+        holds = phase.spec.l2_sp or phase.spec.mixout
+        return anchor_names(phase.trainable) if holds else []
 
     @cached_property
     def keys(self) -> list[Hashable]:
@@ -108,7 +137,7 @@ class Programs:
         phase, feed = self.phases[index], self.feeds[index]
         variables = {name: self.forward.variables[name] for name in self.forward.names("seed")}
         return Step(
-            forward=feed.forward,
+            forward=self.layout.divided(feed.forward) if self.layout else feed.forward,
             objective=feed.objective,
             optimizer=self.optimizer_of(index),
             trainable=phase.trainable,
@@ -130,6 +159,10 @@ class Programs:
         if memory is not None and memory.temp_size_in_bytes > LARGEST_KEPT_BYTES:
             return_freed_memory()
         return program
+
+
+def _shapes_of(variables: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {n: jax.ShapeDtypeStruct(tuple(v.shape), v.dtype) for n, v in variables.items()}
 
 
 def _shapes(columns: Mapping[str, Any]) -> Hashable:

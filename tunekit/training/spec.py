@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
@@ -26,7 +26,25 @@ Monitor = Literal[
 LOWER_IS_BETTER = ("loss", "perplexity", "expected_calibration_error")
 """The metrics of which less is better."""
 
+MeshWord = Literal["auto", "one", "data", "fsdp", "tensor"]
+AxisSize = Annotated[int, Ge(1)]
+
 _STRICT: dict[str, Any] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+
+@dataclass(frozen=True)
+class MeshSpec:
+    """How many devices share the work in each way; together they are all devices of the run."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+
+    data: AxisSize | None = None
+    """Groups of devices with a whole copy of the model and a share of each batch; null: what the
+    others leave."""
+    fsdp: AxisSize = 1
+    """Devices that share weights and optimizer states, and a share of each batch each."""
+    tensor: AxisSize = 1
+    """Devices that share each layer's product, by attention heads and widths of the MLP."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,12 @@ class RuntimeSpec:
     remat: Literal["none", "blocks", "full"] = "none"
     """What of the forward pass is computed anew for the backward pass, to save memory: nothing;
     each block, from its inputs; also the whole backbone, from its own."""
+    mesh: MeshWord | MeshSpec = "auto"
+    """How several devices share the work: one way for all of them, or a number for each of data,
+    fsdp and tensor; one: the first device alone; auto: copies where the model fits, else shares."""
+    sharding: dict[str, tuple[str | None, ...]] = field(default_factory=dict, hash=False)
+    """From patterns of variables' names to the mesh axis of each dimension, or null; the first that
+    matches counts, and what none matches is shared as its layer says."""
     progress: Literal["auto", "rich", "plain", "none"] = "auto"
     """A progress bar, plain lines or silence; auto: a bar on a terminal, else lines."""
 

@@ -10,13 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from tunekit.models.forward import Forward
+from tunekit.models.placement import fetched
 from tunekit.training.feed import Feed
+from tunekit.training.layout import Layout
 from tunekit.training.step import FEATURES, Values
 
 _MEAN, _VARIANCE = "moving_mean", "moving_variance"
 
 
-def reestimated(forward: Forward, feed: Feed, values: Values, trainable: Collection[str]) -> Values:
+def reestimated(
+    forward: Forward,
+    feed: Feed,
+    values: Values,
+    trainable: Collection[str],
+    layout: Layout | None = None,
+) -> Values:
     """Returns the statistics of the norms that train, as the training data give them.
 
     Every norm that trains normalises by its batch during the pass, as it will in training. The
@@ -28,6 +36,7 @@ def reestimated(forward: Forward, feed: Feed, values: Values, trainable: Collect
         feed: of the phase.
         values: every value of the model by structural name.
         trainable: names of what trains in the phase.
+        layout: where the values lie; `None` is one device.
     """
     names = [n for n in forward.names("statistic") if n.endswith((_MEAN, _VARIANCE))]
     measure = feed.measure
@@ -43,14 +52,17 @@ def reestimated(forward: Forward, feed: Feed, values: Values, trainable: Collect
     sums: dict[str, np.ndarray] = {}
     weight = 0.0
     for batch in feed.open(values).epoch(0):
-        found = {name: np.asarray(v, np.float64) for name, v in moments(values, batch).items()}
+        given = batch if layout is None else layout.batch(batch)
+        measured = moments(values, given).items()
+        found = {name: fetched(v).astype(np.float64) for name, v in measured}
         size = float(np.sum(batch["weight"]))
         weight += size
         for name, value in _raw(found).items():
             sums[name] = sums.get(name, 0.0) + size * value
     means = {name: total / weight for name, total in sums.items()}
     central = _central(means)
-    return {name: jnp.asarray(v, values[name].dtype) for name, v in central.items()}
+    placed = {name: np.asarray(v, values[name].dtype) for name, v in central.items()}
+    return jax.tree.map(jnp.asarray, placed) if layout is None else layout.values(placed)
 
 
 def _raw(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -92,9 +92,14 @@ class Step:
     mixout: float = 0.0
     """Probability of an anchor in a weight's place."""
 
-    def lowered(self, *arguments: Any) -> jax.stages.Lowered:
-        """Returns the step lowered for `arguments`, or for their shapes; ready to compile."""
-        return jax.jit(self, donate_argnums=0).lower(*arguments)
+    def lowered(self, *arguments: Any, results: Any = None) -> jax.stages.Lowered:
+        """Returns the step lowered for `arguments`, or for their shapes; ready to compile.
+
+        Args:
+            *arguments: of a call.
+            results: how its results lie on a mesh of devices; `None` where there is none.
+        """
+        return jax.jit(self, donate_argnums=0, out_shardings=results).lower(*arguments)
 
     def __call__(
         self,
@@ -161,8 +166,9 @@ class Step:
         keys = jax.random.split(key, self.accumulate)
         if self.accumulate == 1:
             return micro_step(sums, (batch, keys[0]))[0]
+        # Every k-th row, and not k stretches: rows then stay on the device that has them.
         micro_batches = {
-            name: column.reshape(self.accumulate, -1, *column.shape[1:])
+            name: jnp.swapaxes(column.reshape(-1, self.accumulate, *column.shape[1:]), 0, 1)
             for name, column in batch.items()
         }
         return jax.lax.scan(micro_step, sums, (micro_batches, keys))[0]

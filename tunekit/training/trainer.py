@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tunekit.durations import Duration
 from tunekit.errors import TrainingError, did_you_mean
 from tunekit.models.forward import Forward
+from tunekit.models.placement import in_host_memory
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.training.checkpoints import Checkpoints
 from tunekit.training.feed import Feed, TrainingBatches
+from tunekit.training.layout import Layout
 from tunekit.training.memory import memory_text, step_memory
 from tunekit.training.programs import Programs
 from tunekit.training.progress import Reporter, SilentReporter
@@ -63,6 +67,8 @@ class Trainer:
     reporter: Reporter = field(default_factory=SilentReporter)
     start: Mapping[str, jax.Array] = field(default_factory=dict)
     """Values to begin with in place of the model's own."""
+    layout: Layout | None = None
+    """Where arrays lie when several devices share the run; `None` is one device."""
     programs: Programs = field(init=False)
     """The compiled steps of the phases."""
     _state: State | None = field(default=None, init=False)
@@ -70,7 +76,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         """Prepares the programs; nothing is compiled yet."""
-        self.programs = Programs(self.forward, self.phases, self.feeds, self.optimizer)
+        self.programs = Programs(self.forward, self.phases, self.feeds, self.optimizer, self.layout)
 
     def fit(self) -> Trained:
         """Trains, and leaves the trained values in the model.
@@ -86,7 +92,7 @@ class Trainer:
             state = self._run_phases(state)
         except KeyboardInterrupt:
             if self._state is not None and self._state.is_whole():
-                self.forward.assign(self._state.moved(averaged=True))
+                self.forward.assign(self._whole(self._state.moved(averaged=True)))
             raise
         finally:
             self.programs.close()
@@ -98,7 +104,16 @@ class Trainer:
         """Returns the values that the run ends with: of what may differ from the model's own."""
         best = state.best if self.runtime.restore_best else None
         # What the best evaluation had not moved yet is in the model as it was then.
-        return state.moved(averaged=True) if best is None else best
+        return self._whole(state.moved(averaged=True) if best is None else best)
+
+    def _whole(self, values: Values) -> Values:
+        """The values as the model itself holds them, on no mesh."""
+        if self.layout is None:
+            return values
+        shared = self.layout.sizes.data < self.layout.sizes.devices
+        # What several devices share may be too large for one of them.
+        with in_host_memory() if shared else nullcontext():
+            return {name: jnp.asarray(v) for name, v in self.layout.fetched(values).items()}
 
     def trained(self, state: State, compiles: int, compile_seconds: float) -> Trained:
         """Returns the record of the run that ended in `state`."""
@@ -109,12 +124,14 @@ class Trainer:
         """Returns the state to begin with: of the last checkpoint, or of the first phase."""
         if self.checkpoints is not None and self.runtime.resume:
             optimizers = [self.programs.optimizer_of(i) for i in range(len(self.phases))]
-            restored = self.checkpoints.restore(self.forward, self.phases, optimizers)
+            restored = self.checkpoints.restore(self.forward, self.phases, optimizers, self.layout)
             if restored is not None:
-                return restored
+                return self._laid(restored)
         if self.checkpoints is not None:
             self.checkpoints.clear()
         values = {**self.forward.values(), **self.start}
+        if self.layout is not None:
+            values = self.layout.values(values)
         return self._entered(0, values, Progress(moved=sorted(self.start)))
 
     def _entered(
@@ -125,7 +142,7 @@ class Trainer:
         previous: State | None = None,
     ) -> State:
         optimizer_of = self.programs.optimizer_of
-        return enter_phase(
+        state = enter_phase(
             self.forward,
             self.phases[index],
             values,
@@ -133,6 +150,17 @@ class Trainer:
             previous=previous,
             previous_optimizer=optimizer_of(index - 1) if previous else None,
             progress=progress,
+        )
+        return self._laid(state)
+
+    def _laid(self, state: State) -> State:
+        """The state, its arrays where the layout has them."""
+        if self.layout is None:
+            return state
+        return replace(
+            state,
+            carried=self.layout.carried(state.carried),
+            frozen=self.layout.values(state.frozen),
         )
 
     def _run_phases(self, state: State) -> State:
@@ -163,7 +191,7 @@ class Trainer:
         self.reporter.phase(self._describe(phase, progress))
         feed = self.feeds[progress.phase]
         if phase.spec.batch_norm == "reestimated" and progress.phase_step == 0:
-            measured = reestimated(self.forward, feed, state.values(), phase.trainable)
+            measured = reestimated(self.forward, feed, state.values(), phase.trainable, self.layout)
             state.carried.mutable.update(measured)
         batches = feed.open(state.values())
         while not self._is_over(progress, phase):
@@ -229,12 +257,14 @@ class Trainer:
         self.end_pass(state, epoch, seconds, examples)
 
     def _step(
-        self, state: State, phase: ResolvedPhase, batch: Mapping[str, np.ndarray], rate: float
+        self, state: State, phase: ResolvedPhase, batch: Mapping[str, Any], rate: float
     ) -> Measured:
         index = state.progress.phase
         key = jax.random.fold_in(jax.random.key(self.seed), state.progress.step)
         rates = np.float32(rate) * ordered_multipliers(phase)
         anchors = self.programs.anchors_of(index)
+        if self.layout is not None:
+            batch, key = self.layout.batch(batch), self.layout.shared(key)
         arguments = (state.frozen, anchors, dict(batch), rates, key)
         program = self.programs.of(index, state.carried, *arguments)
         self._note_memory(state, program)

@@ -1,0 +1,114 @@
+"""The devices of a run: which mesh a recipe's run has here, and how its arrays lie on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import jax
+
+from tunekit.data.memory import available_memory
+from tunekit.data.spec import BatchSpec
+from tunekit.models.model import Model
+from tunekit.models.sharding import batch_shared, layout_specs
+from tunekit.plans.resolve import ResolvedPhase
+from tunekit.recipe import Recipe
+from tunekit.training.layout import Layout, MeshSizes, check_batch, mesh_sizes
+from tunekit.training.mesh_choice import choose_mesh
+from tunekit.training.state import partition
+
+
+def layout_of(recipe: Recipe, model: Model, phases: Sequence[ResolvedPhase]) -> Layout | None:
+    """Returns how a run lies on this machine's devices, those of all its processes together.
+
+    `None` where it has one device.
+
+    Raises:
+        RecipeError: the mesh asked for does not fit the devices, or a batch does not divide.
+    """
+    devices = jax.devices()
+    sizes = mesh_sizes(recipe.runtime.mesh, len(devices))
+    if sizes is None:
+        sizes = chosen_sizes(recipe, model, phases, len(devices), device_memory())
+    if sizes.devices == 1:
+        return None
+    return layout_on(recipe, model, phases, sizes, devices)
+
+
+def layout_on(
+    recipe: Recipe,
+    model: Model,
+    phases: Sequence[ResolvedPhase],
+    sizes: MeshSizes,
+    devices: Sequence[Any],
+) -> Layout:
+    """Returns how a run lies on a mesh over these devices, which need not be of this machine.
+
+    Raises:
+        RecipeError: a batch does not divide, or the recipe's own sharding does not fit.
+    """
+    check_batches(recipe, phases, sizes)
+    specs = layout_specs(model, asdict(sizes), recipe.runtime.sharding)
+    return Layout.on(devices, sizes, specs, lambda mesh: batch_shared(model, mesh))
+
+
+def check_batches(recipe: Recipe, phases: Sequence[ResolvedPhase], sizes: MeshSizes) -> None:
+    """Passes where the batches of all phases fall into equal parts.
+
+    Raises:
+        RecipeError: they do not; the message names sizes that do.
+    """
+    batches: dict[BatchSpec, str] = {}
+    for index, phase in enumerate(phases):
+        batch = phase.spec.batch
+        batches.setdefault(batch or recipe.batch, f"plan[{index}].batch" if batch else "batch")
+    for batch, path in batches.items():
+        check_batch(path, batch.size, batch.accumulate, sizes)
+
+
+def chosen_sizes(
+    recipe: Recipe,
+    model: Model,
+    phases: Sequence[ResolvedPhase],
+    devices: int,
+    device_bytes: int,
+    activations: int | None = None,
+) -> MeshSizes:
+    """Returns the mesh that "auto" means.
+
+    Args:
+        recipe: of the run.
+        model: whose variables may be shapes alone.
+        phases: of which the largest state counts.
+        devices: of the run.
+        device_bytes: memory of each.
+        activations: bytes of a whole micro-batch's; `None` where they are not known.
+    """
+    batch = recipe.batch
+    state = max(state_bytes(recipe, model, phase) for phase in phases)
+    micro = batch.size // batch.accumulate
+    return MeshSizes(**choose_mesh(state, activations, device_bytes, devices, micro))
+
+
+def state_bytes(recipe: Recipe, model: Model, phase: ResolvedPhase) -> int:
+    """Returns the bytes of a phase's weights, gradients and optimizer states together."""
+    forward = model.forward()
+    shapes = {
+        name: jax.ShapeDtypeStruct(tuple(v.shape), v.dtype) for name, v in forward.variables.items()
+    }
+    optimizer = phase.spec.optimizer or recipe.optimizer
+    carried, frozen = jax.eval_shape(
+        lambda values: partition(forward, phase, values, optimizer), shapes
+    )
+    leaves = jax.tree.leaves((carried, frozen, carried.trainable))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def device_memory() -> int:
+    """Returns the bytes that a program may take on each device of this process."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if limit := stats.get("bytes_limit"):
+        return int(limit)
+    return available_memory() // len(jax.local_devices())
