@@ -27,6 +27,7 @@ from tunekit.models.cpu_gradients import cpu_activations
 from tunekit.models.cpu_layers import cpu_layers
 from tunekit.models.graph import is_attention, sublayers
 from tunekit.models.sequence_inputs import extra_wraps, split_extras
+from tunekit.models.tpu_attention import tpu_attention
 from tunekit.names import Role, layer_names, structural_names, variable_roles
 from tunekit.platforms import traced_platform
 
@@ -173,6 +174,7 @@ class Forward:
         ]
         with (
             keras.StatelessScope(state_mapping=mapping) as scope,
+            tpu_attention(),
             intercept(self._kernels()),
             intercept(self._modes(trainable) if training else {}),
             self._adapted(given, training=training),
