@@ -35,6 +35,10 @@ class CheckpointError(TunekitError, ValueError):
     """A checkpoint is missing, or belongs to another run."""
 
 
+class DistributedError(TunekitError, RuntimeError):
+    """The processes of a run do not find together, or are not of one run."""
+
+
 class ExportError(TunekitError, ValueError):
     """A model cannot be written in the asked format."""
 

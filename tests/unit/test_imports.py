@@ -49,6 +49,7 @@ FILES = {
     "generate": "result",
     "run": "finetune",
     "session": "finetune",
+    "phases": "finetune",
     "meshes": "finetune",
     "asked": "finetune",
     "inspection": "finetune",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grain
@@ -28,7 +28,7 @@ class Batches:
     (place in the source). The last batch of an epoch is filled with the epoch's first examples, of
     weight 0: copies of one example would distort the statistics of a BatchNorm. Batches depend on
     the source, the seed and the epoch alone: not on `workers`, nor on the step an epoch is started
-    from.
+    from. With `rows` they hold these of the same batches, and the others are not read.
     """
 
     source: Source | UnlabelledImages
@@ -43,14 +43,20 @@ class Batches:
     """Decoding threads; None uses the cores, 0 the caller's thread."""
     prefetch: int = 2
     """Batches decoded ahead."""
+    rows: tuple[int, ...] | None = None
+    """Which rows of a batch are read, such as those of this process; None reads all B."""
 
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches in an epoch."""
         return -(-len(self.source) // self.batch_size)
 
+    def of_rows(self, rows: tuple[int, ...]) -> Batches:
+        """Returns the same batches, of which these rows alone are read."""
+        return replace(self, rows=rows)
+
     def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-        """Returns shape and dtype of each column of a batch; reads one example."""
+        """Returns shape and dtype of each column of a whole batch; reads one example."""
         rng = np.random.default_rng(self.seed) if self.shuffle else None
         row = {"weight": np.ones((), np.float32), **read(self.source, self.encode, 0, rng)}
         return {name: ((self.batch_size, *value.shape), value.dtype) for name, value in row.items()}
@@ -77,7 +83,7 @@ class Batches:
             return {"weight": weight, **read(self.source, self.encode, index, rng)}
 
         steps = range(min(start_step, self.steps_per_epoch), self.steps_per_epoch)
-        reading = Reading(self.batch_size, self.workers, self.prefetch)
+        reading = Reading(self.batch_size, self.workers, self.prefetch, self.rows)
         return reading.batches(load, _stack, steps)
 
     def order(self, epoch: int) -> np.ndarray:
@@ -96,6 +102,8 @@ class Reading:
     """Threads; None uses the cores, 0 the caller's thread."""
     prefetch: int
     """Batches read ahead."""
+    own: tuple[int, ...] | None = None
+    """Rows of a batch that are read; None is all."""
 
     def batches(
         self,
@@ -108,8 +116,14 @@ class Reading:
         Its threads end with it, however it is left.
         """
         size = self.batch_size
-        rows = self._rows(load, range(steps.start * size, steps.stop * size))
-        return _closing(iter(rows.batch(size, batch_fn=stack)))
+        own = range(size) if self.own is None else self.own
+
+        def load_own(place: int) -> Columns:
+            step, row = divmod(place, len(own))
+            return load(step * size + own[row])
+
+        rows = self._rows(load_own, range(steps.start * len(own), steps.stop * len(own)))
+        return _closing(iter(rows.batch(len(own), batch_fn=stack)))
 
     def rows(self, load: Callable[[int], Any], positions: range) -> Iterator[Any]:
         """Returns what `load` gives for each position, in order; as `batches`."""

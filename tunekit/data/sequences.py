@@ -6,7 +6,7 @@ Each length is a program to compile, so there are few, and texts of similar leng
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -64,7 +64,8 @@ class SequenceBatches:
     others with 0; where `encode` gives a tuple of S sequences they are [B, S, T]. The last batch
     of an epoch is filled with its own first rows, of weight and "loss_weights" 0. Batches depend
     on the source, the seed and the epoch alone: not on `workers`, nor on the step an epoch is
-    started from.
+    started from. With `rows` they hold these of the same batches, and the others are not read: T is
+    then of these, and `padded` brings them to the whole batch's.
 
     With `packing` a row holds several texts, "index" is that of the first, and there are
     "positions" and "documents" int32 [B, T]: the place of a token in its text from 0, and the
@@ -89,6 +90,8 @@ class SequenceBatches:
     """Batches encoded ahead."""
     packing: Packing | None = None
     """Whether texts share rows; None gives each its own."""
+    rows: tuple[int, ...] | None = None
+    """Which rows of a batch are read, such as those of this process; None reads all B."""
 
     def __post_init__(self) -> None:
         """Checks that the options go together.
@@ -117,8 +120,24 @@ class SequenceBatches:
         )
         return pack(lengths, self.packing.length, seed=self.seed)
 
+    def of_rows(self, rows: tuple[int, ...]) -> SequenceBatches:
+        """Returns the same batches, of which these rows alone are read."""
+        others = replace(self, rows=rows)
+        if "packed" in self.__dict__:
+            others.__dict__["packed"] = self.packed  # It is made of all texts, which takes long.
+        return others
+
+    def padded(self, batch: Columns, length: int) -> Columns:
+        """Returns a batch with its sequences padded to `length`, at least their own."""
+        return {
+            name: _lengthened(column, length, self.pad_id if name == "token_ids" else 0)
+            if name in _BY_TOKEN or name == "padding_mask"
+            else column
+            for name, column in batch.items()
+        }
+
     def shapes(self, length: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-        """Returns shape and dtype of each column of a batch at a bucket; reads one example."""
+        """Returns shape and dtype of a whole batch's columns at a bucket; reads one example."""
         rng = np.random.default_rng(self.seed) if self.shuffle else None
         row = read(self.source, self.encode, 0, rng)
         if self.packing is not None:
@@ -155,7 +174,7 @@ class SequenceBatches:
             return {**row, "weight": np.asarray(weight)}
 
         steps = range(min(start_step, self.steps_per_epoch), self.steps_per_epoch)
-        reading = Reading(self.batch_size, self.workers, self.prefetch)
+        reading = Reading(self.batch_size, self.workers, self.prefetch, self.rows)
         return reading.batches(load, self._batch, steps)
 
     def order(self, epoch: int) -> np.ndarray:
@@ -271,6 +290,12 @@ def _padded(name: str, rows: Sequence[Any], length: int, pad: int) -> np.ndarray
         padded[place, : len(sequence)] = sequence
     count = counts.pop()
     return padded.reshape(len(rows), count, length) if count else padded
+
+
+def _lengthened(column: np.ndarray, length: int, pad: int) -> np.ndarray:
+    """[..., T] with T made `length`."""
+    more = [(0, 0)] * (column.ndim - 1) + [(0, length - column.shape[-1])]
+    return np.pad(column, more, constant_values=pad)
 
 
 def _stacked(name: str, values: Sequence[np.ndarray]) -> np.ndarray:

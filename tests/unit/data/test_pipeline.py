@@ -208,3 +208,35 @@ def test_nothing_is_printed_or_logged(source, capfd, caplog):
     with caplog.at_level(logging.DEBUG):
         list(batches(source, workers=8, batch_size=1, prefetch=1).epoch(0))
     assert capfd.readouterr() == ("", "") and not caplog.records
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_processes_that_read_their_own_rows_have_the_whole_batches_between_them(source, workers):
+    whole = list(batches(source, batch_size=4).epoch(1, 2))
+    shares = [
+        list(batches(source, batch_size=4, workers=workers).of_rows(rows).epoch(1, 2))
+        for rows in ((0, 1), (2, 3))
+    ]
+    joined = [
+        {name: np.concatenate([one[name], other[name]]) for name in one}
+        for one, other in zip(*shares, strict=True)
+    ]
+    assert_same(whole, joined)
+
+
+def test_rows_of_other_processes_are_not_read():
+    class Counted:
+        def __init__(self):
+            self.read = []
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            self.read.append(index)
+            return {"id": str(index), "image": np.zeros((2, 2, 3), np.uint8), "label": 0}
+
+    source = Counted()
+    own = batches(source, batch_size=4, shuffle=False, workers=0).of_rows((1, 3))
+    assert indices(own.epoch(0)).tolist() == [1, 3, 5, 7]
+    assert sorted(source.read) == [1, 3, 5, 7]

@@ -313,3 +313,26 @@ def test_columns_of_several_shapes_are_an_error():
         list(batches(encode=ragged).epoch(0))
     with pytest.raises(DataError, match=r"as many sequences in every row, got 1 and 2"):
         list(batches(encode=uneven).epoch(0))
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [batches(SizedTexts()), batches(encode=language), packed(), batches(encode=pairs)],
+    ids=["texts", "language", "packed", "pairs"],
+)
+def test_rows_read_by_several_processes_and_padded_alike_are_the_whole_batches(whole):
+    shares = [whole.of_rows(rows) for rows in ((0, 1), (2, 3))]
+    epochs = zip(whole.epoch(1), *(share.epoch(1) for share in shares), strict=True)
+    further = 0
+    for batch, *parts in epochs:
+        length = max(part["padding_mask"].shape[-1] for part in parts)
+        further += any(part["padding_mask"].shape[-1] < length for part in parts)
+        padded = [whole.padded(part, length) for part in parts]
+        joined = {name: np.concatenate([part[name] for part in padded]) for name in batch}
+        assert_same([batch], [joined])
+    assert whole.packing is not None or further > 0
+
+
+def test_a_share_of_packed_batches_measures_no_text_anew():
+    whole = packed()
+    assert whole.packed is whole.of_rows((0,)).packed
