@@ -63,7 +63,7 @@ class Recipe(BaseModel):
     seed: Annotated[int, Ge(0)] = 0
     """Where all randomness of a run comes from."""
     backbone: BackboneSpec = BackboneSpec()
-    """The pretrained body."""
+    """The pretrained body; a word alone is its name."""
     data: DataSpec = DataSpec()
     """Where the examples are and how they are split."""
     task: AnyTask = ClassificationSpec()
@@ -147,6 +147,8 @@ class Recipe(BaseModel):
         cache = schema["properties"]["cache"]
         store = schema["$defs"]["CacheSpec"]["properties"]["store"]
         cache["anyOf"] = [{"$ref": cache.pop("$ref")}, {"enum": store["enum"]}]
+        backbone = schema["properties"]["backbone"]
+        backbone["anyOf"] = [{"$ref": backbone.pop("$ref")}, {"type": "string"}]
         for section, names in (("method", METHOD_NAMES), ("task", TASK_NAMES)):
             named = schema["properties"][section]
             alternatives = {key: named.pop(key) for key in ("oneOf", "discriminator")}
@@ -179,6 +181,8 @@ def _fill(recipe: Recipe, tree: dict[str, Any], issues: list[Issue]) -> None:
     tree = plain(tree, issues)
     if isinstance(tree.get("cache"), (str, bool)):
         tree["cache"] = {"store": tree["cache"]}
+    if isinstance(tree.get("backbone"), str):
+        tree["backbone"] = {"name": tree["backbone"]}
     if "method" in tree:
         tree["method"] = spelt_out(tree["method"])
         if message := name_mistake(tree["method"]):

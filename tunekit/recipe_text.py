@@ -16,6 +16,8 @@ import yaml
 from tunekit.errors import Issue
 
 _TAG = "tag:yaml.org,2002:"
+_BY_NAME = ("backbone",)
+"""Sections of which an override of one word is the name, and leaves their other fields alone."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ def override(tree: dict[str, Any], text: str, issues: list[Issue]) -> None:
     before = len(issues)
     value = parse(value_text, issues, where=f"the value of override {text!r}")
     if len(issues) == before:
+        parts += ["name"] if path in _BY_NAME and isinstance(value, str) else []
         _set(tree, parts, value, issues)
 
 

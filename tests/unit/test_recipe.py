@@ -87,6 +87,17 @@ def test_numpy_numbers_and_paths_are_plain_values() -> None:
     assert (recipe.seed, recipe.data.path, recipe.plan[0].learning_rate) == (3, "photos", 0.5)
 
 
+def test_a_backbone_in_one_word_is_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("plan: [{epochs: 1}]\nbackbone: resnet_50")
+    assert Recipe.load(path).backbone == BackboneSpec(name="resnet_50")
+    path.write_text("plan: [{epochs: 1}]\nbackbone: {name: resnet_50, dtype: bfloat16}")
+    other = Recipe.load(path, ["backbone=llama3_8b", "backbone.blocks=2"])
+    assert other.backbone == BackboneSpec(name="llama3_8b", dtype="bfloat16", blocks=2)
+    with pytest.raises(RecipeError, match="backbone: expected a mapping of fields; got 3"):
+        Recipe.load(path, ["backbone=3"])
+
+
 def test_overrides_are_values_of_yaml_at_a_path() -> None:
     changes = ["plan.0.learning_rate=1e-4", "data.path=my photos", "augment.randaugment.num_ops=3"]
     recipe = Recipe.load("vision/full", changes)
