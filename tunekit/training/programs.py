@@ -67,6 +67,10 @@ class Programs:
         The model's variables may hold shapes in place of values, and the layout's devices may be
         those of a topology that this machine does not have.
         """
+        return self._lowered(index, *self.arguments(index))
+
+    def arguments(self, index: int) -> tuple[Any, ...]:
+        """Returns the shapes of what the step of a phase is called with, as they lie."""
         phase, columns = self.phases[index], self.feeds[index].columns
         carried, frozen = jax.eval_shape(
             lambda values: partition(self.forward, phase, values, self.optimizer_of(index)),
@@ -78,7 +82,7 @@ class Programs:
             arguments = self.layout.shapes(*arguments)
         rates = jax.ShapeDtypeStruct((len(phase.trainable),), np.float32)
         seed_key = jax.eval_shape(lambda: jax.random.key(0))
-        return self._lowered(index, *arguments, rates, seed_key)
+        return (*arguments, rates, seed_key)
 
     def _lowered(self, index: int, carried: Carried, *arguments: Any) -> jax.stages.Lowered:
         step, results = self.step(index), None
