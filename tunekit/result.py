@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from tunekit import image_answers, saved, text_answers
+from tunekit.compilation_cache import keep_programs
 from tunekit.data.spec import BatchSpec, DataSpec
 from tunekit.errors import ExportError, ModelError, did_you_mean
 from tunekit.export.peft import export_peft
@@ -221,6 +222,7 @@ def load(folder: str | Path) -> Result:
     """
     folder = Path(folder).expanduser()
     _check_save(folder)
+    keep_programs()
     description = read_json(folder / MODEL_FILE)
     _check_format(folder, description)
     _warn_of_other_versions(folder, description["versions"])
