@@ -28,7 +28,7 @@ _TASK_OF: dict[TextKind | None, str] = {
     "dialogue": "sft",
     "plain": "causal_lm",
 }
-_KIND_OF: dict[str, TextKind] = {
+KIND_OF: dict[str, TextKind] = {
     "text_classification": "labelled",
     "text_regression": "number",
     "token_classification": "tagged",
@@ -37,6 +37,7 @@ _KIND_OF: dict[str, TextKind] = {
     "causal_lm": "plain",
     "sft": "dialogue",
 }
+"""What the examples of a task are, by its name; an embedding's are pairs or labelled."""
 
 
 def open_task(recipe: Recipe, data: Any = None) -> tuple[Splits, Task]:
@@ -89,7 +90,7 @@ def asked(recipe: Recipe, data: Any) -> TaskSpec:
 def kind_of(spec: TaskSpec, data: Any, recipe: Recipe) -> TextKind:
     """Returns what the examples of a task of texts are."""
     if not isinstance(spec, EmbeddingSpec):
-        return _KIND_OF[spec.name]
+        return KIND_OF[spec.name]
     if spec.contrast == "auto":
         return "labelled" if _recognised(recipe, data) == "labelled" else "pairs"
     return "labelled" if spec.contrast == "labels" else "pairs"

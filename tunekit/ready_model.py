@@ -58,6 +58,20 @@ def _loaded(recipe: Recipe, given: keras.Model | None, task: Task) -> Model:
         blocks=backbone.blocks,
         seed=recipe.seed,
     )
+    return _for_task(model, task)
+
+
+def model_on(backbone: Backbone, recipe: Recipe, task: Task) -> Model:
+    """Returns the model of a run on a backbone that is loaded already; without adapters.
+
+    Raises: as `ready_model` does.
+    """
+    _check_method(recipe, task)
+    head = _head(recipe.head, task)
+    return _for_task(Model(backbone, task.label_names, head, seed=recipe.seed), task)
+
+
+def _for_task(model: Model, task: Task) -> Model:
     _check_kind(model.backbone, task)
     _put_language_head(model, task)
     model.multi_label = task.multi_label

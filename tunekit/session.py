@@ -20,11 +20,9 @@ from tunekit.evaluation.audit import audit
 from tunekit.evaluation.embedding_head import fit_head
 from tunekit.feeds import Feeder, training_pixels
 from tunekit.meshes import layout_of
-from tunekit.methods.spec import default_train, rate_factor, trained_parts
 from tunekit.models.model import Model
-from tunekit.models.trainable import resolve_trainable
-from tunekit.plans.builders import expand_plan
-from tunekit.plans.resolve import ResolvedPhase, resolve_plan
+from tunekit.phases import phases_of
+from tunekit.plans.resolve import ResolvedPhase
 from tunekit.ready_model import put_method, ready_model
 from tunekit.recipe import Recipe
 from tunekit.recipe_keywords import IN_MEMORY
@@ -62,7 +60,7 @@ class Session:
     def of(self, recipe: Recipe) -> Session:
         """Returns a session over the same model and data, of a recipe that differs elsewhere."""
         feeder = self.feeder.sibling(recipe)
-        phases = _phases(recipe, feeder)
+        phases = phases_of(recipe, feeder.model, feeder.steps_per_epoch)
         layout = layout_of(recipe, self.model, phases) if self.layout else None
         return replace(self, recipe=recipe, feeder=feeder, phases=phases, layout=layout)
 
@@ -193,7 +191,7 @@ def session(
             put_method(recipe, ready, texts.training_inputs)
             texts.check_answers()
             feeder = texts
-        phases = _phases(recipe, feeder)
+        phases = phases_of(recipe, feeder.model, feeder.steps_per_epoch)
         layout = layout_of(recipe, ready, phases)
         yield Session(recipe, splits, task, ready, feeder, phases, layout)
 
@@ -205,25 +203,6 @@ def _store(recipe: Recipe, model: Model, shared: FeatureStore | None) -> Feature
     if model.features is None or model.features.spec != recipe.cache:
         model.features = FeatureStore(recipe.cache)
     return model.features
-
-
-def _phases(recipe: Recipe, feeder: AnyFeeder) -> tuple[ResolvedPhase, ...]:
-    model, method = feeder.model, recipe.method
-    untold = trained_parts(method, has_head=bool(model.labels))
-    phases = resolve_plan(
-        expand_plan(recipe.plan, model.groups()),
-        lambda selectors: resolve_trainable(selectors, model, method),
-        default_train=default_train(method),
-        steps_per_epoch=feeder.steps_per_epoch,
-    )
-    return tuple(
-        replace(
-            phase,
-            label=phase.label if phase.spec.train is not None else untold,
-            multipliers={n: f * rate_factor(method, n) for n, f in phase.multipliers.items()},
-        )
-        for phase in phases
-    )
 
 
 def _check_named(recipe: Recipe, model: Any, data: Any) -> None:

@@ -50,6 +50,7 @@ FILES = {
     "run": "finetune",
     "session": "finetune",
     "phases": "finetune",
+    "phases": "finetune",
     "meshes": "finetune",
     "asked": "finetune",
     "inspection": "finetune",

@@ -47,9 +47,13 @@ class Adapter:
     @classmethod
     def blank(cls, spec: AdapterSpec, parts: Iterable[Part]) -> Adapter:
         """Returns the adapter of these parts with zeros, for values to be read into."""
+
+        def zeros(leaf: Leaf) -> np.ndarray:
+            # One number for all of them: they are written to before they are read, if ever.
+            return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+
         return cls.of(
-            spec,
-            (Placed(part, {x.name: np.zeros(x.shape) for x in part.leaves}) for part in parts),
+            spec, (Placed(part, {x.name: zeros(x) for x in part.leaves}) for part in parts)
         )
 
     @property
@@ -153,7 +157,8 @@ def _variable(name: str, leaf: Leaf, value: np.ndarray | None) -> keras.Variable
     value = np.asarray(value, leaf.dtype)
     assert value.shape == leaf.shape, f"{name}: expected {leaf.shape}, got {value.shape}"
     return keras.Variable(
-        value,
+        lambda shape, dtype: value,
+        shape=leaf.shape,
         dtype=leaf.dtype,
         trainable=leaf.role == "weight",
         name=leaf.name.rpartition("/")[2],

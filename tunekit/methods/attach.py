@@ -41,7 +41,7 @@ def attach(
     layer_inputs: LayerInputs | None = None,
     quantise: Quantise | None = None,
 ) -> Adapter:
-    """Returns a fresh adapter for a network.
+    """Returns a fresh adapter for a network; of one without values it has shapes alone.
 
     Args:
         spec: what to put.
@@ -61,6 +61,8 @@ def attach(
         placed = _PLACES[type(spec)](spec, places, rng)
     if not placed:
         raise ModelError(f"method '{spec.name}' found no layer of this network to sit on.")
+    if places.shapes_only:
+        return Adapter.blank(spec, [each.part for each in placed])
     return Adapter.of(spec, placed)
 
 

@@ -123,6 +123,8 @@ def place(spec: Bottleneck, places: Places, rng: np.random.Generator) -> list[Pl
             f"{len(blocks)} blocks has a fitting layer among {list(places.targets)}. Widen within, "
             "or use LoRA."
         )
+    if places.shapes_only:
+        return [Placed(part, {}) for part in parts]
     return [_placed(spec, part, rng) for part in parts]
 
 

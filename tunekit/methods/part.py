@@ -114,6 +114,7 @@ class Placed:
 
     part: Part
     values: Mapping[str, np.ndarray]
+    """By leaf; may be empty where the network itself has shapes only."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,3 +133,8 @@ class Places:
     """Class and register tokens before the patch tokens."""
     weights: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The network's own values by structural name."""
+
+    @property
+    def shapes_only(self) -> bool:
+        """Whether the network has no values; what large ones begin with is then left out."""
+        return any(isinstance(value, jax.ShapeDtypeStruct) for value in self.weights.values())

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 
@@ -29,6 +29,8 @@ LayerInputs = Callable[[Sequence[str]], Iterable[Mapping[str, np.ndarray]]]
 """From layers' names to batches of what goes into them: float [N, in] by name."""
 Quantise = Callable[[np.ndarray], np.ndarray]
 """From a matrix [in, out] to what its quantised form stands for."""
+_OF_WEIGHTS = get_args(WeightInit)
+"""The starts that are subtracted again."""
 
 
 def place_lora(
@@ -55,7 +57,8 @@ def place_lora(
     forms = {name: linear_form(name, places.layers[name]) for name in places.targets}
     ranks = _by_pattern("rank_pattern", spec.rank_pattern, spec.rank, forms)
     alphas = _by_pattern("alpha_pattern", spec.alpha_pattern, spec.alpha, forms)
-    directions = _directions(spec, forms, ranks, layer_inputs) if spec.init == "eva" else {}
+    by_data = spec.init == "eva" and not places.shapes_only
+    directions = _directions(spec, forms, ranks, layer_inputs) if by_data else {}
     ranks |= {name: a.shape[1] for name, a in directions.items()}
     placed = []
     for name, form in forms.items():
@@ -63,6 +66,10 @@ def place_lora(
         if not rank:
             continue  # "eva" gave its share to other layers.
         _check_groups(name, form, rank, spec)
+        if places.shapes_only:
+            starts = spec.init in _OF_WEIGHTS and not isinstance(form, EmbeddingForm)
+            placed.append(Placed(LoRAPart(name, form, rank, spec.dropout, spec.dora, starts), {}))
+            continue
         # Ranks that "eva" spreads leave the scale as it was, as in PEFT.
         scaled = spec.rank if directions else rank
         scaling = alphas[name] / (math.sqrt(scaled) if spec.rslora else scaled)
@@ -118,7 +125,7 @@ def _first(
 ) -> InitialFactors:
     embedding = isinstance(form, EmbeddingForm)
     shape = (form.in_features, form.out_features)
-    if spec.init in ("pissa", "olora") and not embedding:
+    if spec.init in _OF_WEIGHTS and not embedding:
         matrix = _matrix(name, form, places)
         return weight_factors(cast(WeightInit, spec.init), matrix, rank, scaling)
     if spec.init == "loftq":

@@ -68,6 +68,9 @@ def place(spec: PromptTuning, places: Places, rng: np.random.Generator) -> list[
             "embedding to put learned ones before. Use VisualPrompt on a vision transformer, "
             "LoRA elsewhere."
         )
+    if places.shapes_only:
+        width = places.weights[f"{name}/embeddings"].shape[1]
+        return [Placed(PromptPart(name, spec.length, width), {})]
     table = np.asarray(places.weights[f"{name}/embeddings"], np.float32)
     if spec.init == "vocabulary":
         rows = rng.choice(len(table), spec.length, replace=spec.length > len(table))

@@ -19,6 +19,7 @@ import keras
 
 from tunekit.methods.intercept import Call, Wrap, intercept
 
+_PRODUCTS = (keras.layers.Dense, keras.layers.EinsumDense)
 _BLOCK_SIZE = 3
 """Weighted leaves that make a layer a block; convolution + norm or squeeze-and-excite are two."""
 
@@ -89,7 +90,9 @@ def _in_running_order(layer: keras.Layer) -> list[keras.Layer]:
 
 def leaves(layer: keras.Layer) -> Iterator[keras.Layer]:
     """Yields the layers in `layer`, itself included, that have weights of their own."""
-    if layer._trainable_variables:
+    # A packed kernel does not train, and makes a layer no lighter.
+    packed = isinstance(layer, _PRODUCTS) and layer._non_trainable_variables
+    if layer._trainable_variables or packed:
         yield layer
     for child in sublayers(layer):
         yield from leaves(child)

@@ -35,14 +35,24 @@ class _Family:
     ignored: str = ""
 
 
-def load_folder(folder: Path, spec: BackboneSpec, *, seed: int) -> Backbone:
+def load_folder(
+    folder: Path, spec: BackboneSpec, *, seed: int, depth: int | None = None
+) -> Backbone:
     """Returns the backbone in a Hugging Face folder, with its classifier if it has one.
+
+    Args:
+        folder: to read; of pretrained weights, or a config.json at least.
+        spec: how it is built; its `name` is not read.
+        seed: of fresh weights.
+        depth: how many blocks to build, without pretrained weights; `None` is as the config says.
 
     Raises:
         ModelError: the folder is incomplete or of a family that tunekit does not read.
     """
     config = read_json(folder / "config.json")
-    kind = config["model_type"]
+    kind, key = config["model_type"], depth_key(config)
+    if depth is not None and key is not None:
+        config = {**config, key: depth}
     if kind in text.FAMILIES:
         return text.load_folder(folder, config, spec, seed=seed)
     if kind not in _FAMILIES:
@@ -51,8 +61,47 @@ def load_folder(folder: Path, spec: BackboneSpec, *, seed: int) -> Backbone:
             f"{folder} holds a '{kind}'; of Hugging Face folders tunekit reads "
             f"{', '.join(known)}.{did_you_mean(kind, known)}"
         )
+    return _images(folder, config, _preprocessing(folder, config, spec), spec, seed)
+
+
+def from_config(source: Path, config: Config, spec: BackboneSpec, *, seed: int) -> Backbone:
+    """Returns the backbone that a config.json describes, with fresh weights and nothing else.
+
+    Args:
+        source: a name, or the folder that the config is of; nothing is read there.
+        config: of a family that tunekit reads.
+        spec: not pretrained; its `name` is not read.
+        seed: of the fresh weights.
+
+    Raises:
+        ModelError: the config is incomplete, or asks for what is not built here.
+    """
+    assert not spec.pretrained, "a config has no weights"
+    if config["model_type"] in text.FAMILIES:
+        return text.from_config(source, config, spec, seed=seed)
+    return _images(source, config, _usual_preprocessing(config), spec, seed)
+
+
+def depth_key(config: Config) -> str | None:
+    """Returns the key of a config.json that says how many blocks there are, all of one kind.
+
+    `None` where none does.
+    """
+    family = text.FAMILIES.get(config["model_type"])
+    key = "num_hidden_layers" if family is None else family.depth
+    return key if key in config else None
+
+
+def _images(
+    folder: Path,
+    config: Config,
+    preprocessing: ImagePreprocessing,
+    spec: BackboneSpec,
+    seed: int,
+) -> Backbone:
+    """The backbone of a family of images; `folder` is read for pretrained weights alone."""
+    kind = config["model_type"]
     family = _FAMILIES[kind]
-    preprocessing = read_preprocessing(folder)
     size = hub.image_size(spec, preprocessing.image_size_px)
     head = None
     if spec.pretrained:
@@ -68,6 +117,19 @@ def load_folder(folder: Path, spec: BackboneSpec, *, seed: int) -> Backbone:
     return hub.as_backbone(
         model, preprocessing.with_size(size), source=str(folder), head=head, family=kind
     )
+
+
+def _preprocessing(folder: Path, config: Config, spec: BackboneSpec) -> ImagePreprocessing:
+    """The folder's; of fresh weights, which know no pixels yet, the usual where it has none."""
+    if not spec.pretrained and not (folder / "preprocessor_config.json").is_file():
+        return _usual_preprocessing(config)
+    return read_preprocessing(folder)
+
+
+def _usual_preprocessing(config: Config) -> ImagePreprocessing:
+    side = config.get("image_size", 224)
+    half = (0.5, 0.5, 0.5)
+    return ImagePreprocessing((side, side), resize="squash").with_mean_std(half, half)
 
 
 def read_preprocessing(folder: Path) -> ImagePreprocessing:

@@ -1,25 +1,31 @@
 """How variables get their first value while an architecture is built: by nothing, or by a seed.
 
+Or by nothing at all, for good: in `shapes_only` a network of any size is built without an array.
+
 Keras draws every random initial value eagerly, and JAX compiles each draw for its shape: an
 EfficientNet-Lite0 takes 12 s to build, of which its weights overwrite all. `without_values`
 builds it in 0.4 s. `seeded` draws with NumPy from a seed of its own, so that a model without
 pretrained weights is the same in every process and Keras' global seed is left alone.
 
-Replaces the private method ``_initialize_with_initializer`` of Keras' JAX variable and the
-functions of ``keras.src.backend.jax.random`` for the length of a block, and reads
-``RandomInitializer`` and ``Variable._value``, as of Keras 3.15.
+Replaces the private methods ``_initialize_with_initializer``, ``_direct_assign`` and
+``_convert_to_tensor`` of Keras' JAX variable and the functions of
+``keras.src.backend.jax.random`` for the length of a block, and reads ``RandomInitializer``,
+``in_stateless_scope`` and a variable's ``_value`` and ``_initializer``, as of Keras 3.15. A
+variable without a ``_value`` is one that Keras itself knows: when read it asks its initializer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import keras
 import numpy as np
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.jax import random as jax_random
 from keras.src.backend.jax.core import Variable
 from keras.src.initializers.random_initializers import RandomInitializer
@@ -55,6 +61,70 @@ def without_values() -> Iterator[Placeholders]:
 
     with _initialising(initialise):
         yield placeholders
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Variables built in this block have a shape and a dtype, and never a value.
+
+    ``variable.value`` is a `jax.ShapeDtypeStruct`, afterwards too; while Keras infers shapes it is
+    zeros, which a trace need not hold. What is assigned to them in the block is dropped.
+    `without_values` and `seeded` do nothing inside.
+
+    Example:
+        >>> with shapes_only():
+        ...     layer = keras.layers.Dense(100_000)
+        ...     layer.build((None, 100_000))
+        >>> layer.kernel.value
+        ShapeDtypeStruct(shape=(100000, 100000), dtype=float32)
+    """
+    variable_class: Any = Variable
+    assign, convert = Variable._direct_assign, Variable._convert_to_tensor
+
+    def direct_assign(variable: Any, value: Any) -> None:
+        if not has_shape_only(variable):
+            assign(variable, value)
+
+    def convert_to_tensor(variable: Any, value: Any, dtype: Any = None) -> Any:
+        is_shape = isinstance(value, jax.ShapeDtypeStruct)
+        return value if is_shape else convert(variable, value, dtype=dtype)
+
+    replacements = {
+        "_initialize_with_initializer": _hold_shape,
+        "_direct_assign": direct_assign,
+        "_convert_to_tensor": convert_to_tensor,
+    }
+    before = {name: vars(Variable)[name] for name in replacements}
+    for name, replacement in replacements.items():
+        setattr(variable_class, name, replacement)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(variable_class, name, method)
+
+
+def has_shape_only(variable: Any) -> bool:
+    """Returns whether a variable was built in `shapes_only`."""
+    return variable._initializer is _zeros
+
+
+def have_shapes_only(variables: Iterable[Any]) -> bool:
+    """Returns whether any of these variables was built in `shapes_only`."""
+    return any(has_shape_only(variable) for variable in variables)
+
+
+def _hold_shape(variable: Any, initializer: Callable[..., Any]) -> None:
+    # Keras asks the initializer where there is no value.
+    variable._value, variable._initializer = None, _zeros
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any) -> Any:
+    """What a variable without a value is when it is read."""
+    # Keras infers shapes, and `Forward` runs, in such a scope and in a trace.
+    if in_stateless_scope():
+        return jnp.zeros(shape, dtype)
+    return jax.ShapeDtypeStruct(tuple(shape), dtype)
 
 
 @contextmanager
@@ -124,6 +194,9 @@ def _constant(initializer: Any, variable: Any) -> np.ndarray:
 def _initialising(initialise: Initialise) -> Iterator[None]:
     """`initialise(variable, initializer)` gives first values; None leaves them to Keras."""
     original = Variable._initialize_with_initializer
+    if original is _hold_shape:
+        yield
+        return
 
     def replacement(variable: Any, initializer: Callable[..., Any]) -> None:
         value = initialise(variable, initializer)

@@ -10,8 +10,19 @@ from typing import Any
 
 import keras
 
+from tunekit.compilation_cache import keep_programs
 from tunekit.errors import ModelError
-from tunekit.models import applications, bundled, functional, gguf, hub, hub_text, huggingface, timm
+from tunekit.models import (
+    applications,
+    bundled,
+    catalogue,
+    functional,
+    gguf,
+    hub,
+    hub_text,
+    huggingface,
+    timm,
+)
 from tunekit.models.backbone import Backbone, PretrainedHead
 from tunekit.models.cpu_memory import keep_freed_memory
 from tunekit.models.first_blocks import with_first_blocks
@@ -41,7 +52,8 @@ def load_model(
     or no head, where there came none or `head` asks for another: `finetune` then makes it.
 
     Args:
-        source: bundled name, preset, folder, "keras.applications:Name", or functional keras.Model.
+        source: bundled name, preset, folder, "keras.applications:Name", or functional keras.Model;
+            with `pretrained` False also a name of the catalogue, such as "llama3_8b".
         image_size: side, or (height, width), in pixels; `None` is that of the pretraining.
         labels: names of the classes.
         head: a HeadSpec, or a kind: "linear", "mlp", "cosine".
@@ -59,6 +71,7 @@ def load_model(
         1000
     """
     keep_freed_memory()
+    keep_programs()
     spec = BackboneSpec(str(source), image_size, dtype, pretrained, blocks)
     backbone = load_backbone(source, spec, seed=seed)
     if labels is not None or head is not None or backbone.pretrained_head is None:
@@ -88,16 +101,22 @@ def with_own_head(backbone: Backbone, own: PretrainedHead) -> Model:
 
 
 def load_backbone(
-    source: str | Path | keras.Model, spec: BackboneSpec, *, seed: int = 0
+    source: str | Path | keras.Model,
+    spec: BackboneSpec,
+    *,
+    seed: int = 0,
+    depth: int | None = None,
 ) -> Backbone:
     """Returns the backbone that `source` names, with its preprocessing and classifier.
 
     Args:
         source: a bundled name, a KerasHub preset (name, handle or folder), a Hugging Face or timm
             folder, "hf://owner/name", "keras.applications:Name", a ``.keras`` file, a backbone
-            or task of KerasHub, or a functional keras.Model of images; models are copied.
+            or task of KerasHub, or a functional keras.Model of images; models are copied. Without
+            pretrained weights also a name of the catalogue.
         spec: image size, precision, pretrained or not, blocks kept; its `name` is not read.
         seed: of the weights when ``spec.pretrained`` is False.
+        depth: how many blocks to build, without pretrained weights, of what `has_depth`.
 
     Raises:
         ModelError: nothing has that name, what it names cannot be read as a backbone of images or
@@ -110,11 +129,24 @@ def load_backbone(
     """
     # Keras' own get_config imports TensorFlow where it is installed, so it is hidden throughout.
     with _precision(spec.dtype), hub.tensorflow_hidden():
-        backbone = _load(source, spec, seed)
+        backbone = _load(source, spec, seed, depth)
         return backbone if spec.blocks is None else with_first_blocks(backbone, spec.blocks)
 
 
-def _load(source: str | Path | keras.Model, spec: BackboneSpec, seed: int) -> Backbone:
+def has_depth(source: str | Path) -> bool:
+    """Returns whether `source` is a config that says how many blocks there are, all of one kind.
+
+    A name of the catalogue may be, or a Hugging Face folder.
+    """
+    if str(source) in catalogue.names():
+        return catalogue.depth_of(str(source)) is not None
+    config = read_json(Path(source).expanduser() / "config.json")
+    return "model_type" in config and huggingface.depth_key(config) is not None
+
+
+def _load(
+    source: str | Path | keras.Model, spec: BackboneSpec, seed: int, depth: int | None
+) -> Backbone:
     if isinstance(source, keras.Model) and hub.is_object(source):
         if hub_text.takes_tokens(source):
             return hub_text.load_object(source, spec, seed=seed)
@@ -124,12 +156,15 @@ def _load(source: str | Path | keras.Model, spec: BackboneSpec, seed: int) -> Ba
     name = str(source)
     if name in bundled.names():
         return hub.load_preset(name, spec, seed=seed)
+    if name in catalogue.names():
+        return catalogue.load(name, spec, seed=seed, depth=depth)
     if name.startswith(applications.PREFIX):
         name = name.removeprefix(applications.PREFIX)
         return applications.load_application(name, spec, seed=seed)
-    path = _snapshot(name) if name.startswith(_HUGGINGFACE) else Path(name).expanduser()
+    is_handle = name.startswith(_HUGGINGFACE)
+    path = _snapshot(name, weights=spec.pretrained) if is_handle else Path(name).expanduser()
     if path.is_dir():
-        return _load_folder(path, spec, seed)
+        return _load_folder(path, spec, seed, depth)
     if path.is_file() and path.suffix == ".gguf":
         with gguf.as_folder(path) as folder:
             return replace(_load_folder(folder, spec, seed), source=str(path))
@@ -147,11 +182,11 @@ def _load_preset(name: str, spec: BackboneSpec, seed: int) -> Backbone:
     return load(name, spec, seed=seed)
 
 
-def _snapshot(name: str) -> Path:
+def _snapshot(name: str, *, weights: bool) -> Path:
     """The folder of "hf://owner/name", fetched once: KerasHub would drop its preprocessing."""
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "*.h5", "*.txt", "*.jinja"]
+    wanted = ["*.json", "*.txt", "*.jinja", *(["*.safetensors", "*.h5"] if weights else [])]
     try:
         return Path(snapshot_download(name.removeprefix(_HUGGINGFACE), allow_patterns=wanted))
     except Exception as error:
@@ -162,13 +197,13 @@ def _snapshot(name: str) -> Path:
         ) from error
 
 
-def _load_folder(folder: Path, spec: BackboneSpec, seed: int) -> Backbone:
+def _load_folder(folder: Path, spec: BackboneSpec, seed: int, depth: int | None = None) -> Backbone:
     """Whose folder it is, its config.json says."""
     config = read_json(folder / "config.json")
     if "registered_name" in config:
         return _load_preset(str(folder), spec, seed)
     if "model_type" in config:
-        return huggingface.load_folder(folder, spec, seed=seed)
+        return huggingface.load_folder(folder, spec, seed=seed, depth=depth)
     if "architecture" in config:
         return timm.load_folder(folder, spec, seed=seed)
     found = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"

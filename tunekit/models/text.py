@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,34 +64,55 @@ def load_folder(folder: Path, config: Config, spec: BackboneSpec, *, seed: int) 
         ModelError: the folder is incomplete, asks for what is not built here, or `spec` has an
             image size.
     """
+    backbone = from_config(folder, config, spec, seed=seed)
+    tokenizer, reason = _tokenizer(folder, config["model_type"])
+    longest = longest_sentence(folder) or sys.maxsize
+    return replace(
+        backbone,
+        max_length_tokens=min(longest, backbone.max_length_tokens or sys.maxsize),
+        tokenizer=tokenizer,
+        without_tokenizer=reason,
+        sentence_pooling=sentence_pooling(folder),
+    )
+
+
+def from_config(source: Path, config: Config, spec: BackboneSpec, *, seed: int) -> Backbone:
+    """Returns the backbone that a config.json describes, without a tokenizer.
+
+    Args:
+        source: the folder of the weights; without pretrained ones it is a name and never read.
+        config: of one of `FAMILIES`.
+        spec: how it is built; its `name` is not read.
+        seed: of fresh weights.
+
+    Raises:
+        ModelError: as `load_folder` does.
+    """
     kind = config["model_type"]
     family = FAMILIES[kind]
     if spec.image_size is not None:
         raise ModelError(
-            f"{folder} holds a '{kind}', which takes tokens: leave image_size ({spec.image_size}) "
+            f"{source} holds a '{kind}', which takes tokens: leave image_size ({spec.image_size}) "
             "out."
         )
     try:
-        parts = _built(folder, config, family, spec, seed)
+        parts = _built(source, config, family, spec, seed)
         longest = config[family.max_length]
     except KeyError as error:
         raise ModelError(
-            f"{folder / 'config.json'} has no {error}, which a '{kind}' is built by; copy it whole."
+            f"{source / 'config.json'} has no {error}, which a '{kind}' is built by; copy it whole."
         ) from error
     first = config.get("pad_token_id", 1) + 1 if kind == "roberta" else 0
-    tokenizer, reason = _tokenizer(folder, kind)
     return Backbone(
         keras=parts.body,
         preprocessing=None,
         features="encoder_states" if family.tied is None else "decoder_states",
         family=kind,
-        source=str(folder),
+        source=str(source),
         takes="tokens",
         vocabulary=config["vocab_size"],
-        max_length_tokens=min(longest - first, longest_sentence(folder) or longest),
-        tokenizer=tokenizer,
-        without_tokenizer=reason,
-        sentence_pooling=sentence_pooling(folder),
+        max_length_tokens=longest - first,
+        without_tokenizer="it came without a tokenizer. Give token ids.",
         language_head=parts.language_head,
         pretrained_head=parts.classifier,
         pooler=parts.pooler,
