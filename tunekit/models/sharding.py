@@ -248,7 +248,9 @@ def _is_batch(x: Any, rows: int | None, shards: int) -> bool:
 
 
 def _by_rows(x: jax.Array, mesh: Mesh) -> jax.Array:
-    """The same array, its rows shared by devices and the rest as XLA finds best."""
-    rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
-    spec = PartitionSpec(BATCH_AXES, *rest)
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    """The same array, its rows shared by devices, and whole along "tensor" as between Megatron's.
+
+    To leave the other dimensions to XLA (``UNCONSTRAINED``) gives wrong losses on a CPU mesh of all
+    three axes (jaxlib 0.10.2).
+    """
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
