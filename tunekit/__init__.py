@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from tunekit.models.model import Model as Model
     from tunekit.models.spec import BackboneSpec as BackboneSpec
     from tunekit.models.spec import HeadSpec as HeadSpec
+    from tunekit.planning.plan import Plan as Plan
+    from tunekit.planning.planner import plan as plan
     from tunekit.plans.optimizer import OptimizerSpec as OptimizerSpec
     from tunekit.plans.phase import Phase as Phase
     from tunekit.preview import Preview as Preview
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from tunekit.tasks.spec import RegressionSpec as RegressionSpec
     from tunekit.tasks.spec import SpanQASpec as SpanQASpec
     from tunekit.tasks.spec import TokenClassificationSpec as TokenClassificationSpec
+    from tunekit.training.spec import MeshSpec as MeshSpec
     from tunekit.training.spec import RuntimeSpec as RuntimeSpec
 
 __version__ = "0.1.0"
@@ -77,10 +80,12 @@ _HOMES = {
     "LanguageModellingSpec": "tunekit.tasks.spec",
     "LoRA": "tunekit.methods.spec",
     "MaskedLMSpec": "tunekit.tasks.spec",
+    "MeshSpec": "tunekit.training.spec",
     "MixedSpec": "tunekit.data.spec",
     "Model": "tunekit.models.model",
     "OptimizerSpec": "tunekit.plans.optimizer",
     "Phase": "tunekit.plans.phase",
+    "Plan": "tunekit.planning.plan",
     "Prediction": "tunekit.tasks.prediction",
     "PrefixTuning": "tunekit.methods.spec",
     "Preview": "tunekit.preview",
@@ -103,6 +108,7 @@ _HOMES = {
     "inspect": "tunekit.inspection",
     "load": "tunekit.result",
     "load_model": "tunekit.models.loading",
+    "plan": "tunekit.planning.planner",
     "plan_preview": "tunekit.preview",
     "probe": "tunekit.probe",
     "retention": "tunekit.retention",

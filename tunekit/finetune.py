@@ -20,6 +20,7 @@ from tunekit.recipe import Recipe
 from tunekit.result import Result
 from tunekit.run import run
 from tunekit.tasks.spec import TaskSpec
+from tunekit.training.spec import MeshSpec, MeshWord
 
 
 def finetune(
@@ -61,6 +62,7 @@ def finetune(
     precision: Dtype = "float32",
     quantize: Quantization | None = None,
     remat: Literal["none", "blocks", "full"] = "none",
+    mesh: MeshWord | MeshSpec = "auto",
     validation: Any = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -120,6 +122,8 @@ def finetune(
         precision: of weights and computations.
         quantize: packs the frozen kernels: "int8", "int4" or "nf4".
         remat: what the backward pass computes anew to save memory: "blocks", or "full".
+        mesh: how several devices share the work: "data", "fsdp", "tensor", a `MeshSpec` of numbers
+            of devices, or "one", the first device alone.
         validation: a path, (images, labels), or the fraction of the training data set aside.
         seed: of everything random.
         out: folder for checkpoints and the result.

@@ -63,6 +63,7 @@ _FIELDS = {
     "out": "runtime.out",
     "resume": "runtime.resume",
     "remat": "runtime.remat",
+    "mesh": "runtime.mesh",
     "progress": "runtime.progress",
 }
 _SPECS = {
