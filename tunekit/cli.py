@@ -9,13 +9,16 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tunekit import __version__
+from tunekit.cli_launch import add_launch, join, launched
 from tunekit.cli_tables import print_metrics, print_table
+from tunekit.distributed import await_end, gathered, is_first, leave, process_count
 from tunekit.errors import Issue, RecipeError, TunekitError, did_you_mean
 
 Command = Callable[[argparse.Namespace], None]
@@ -40,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("tunekit: interrupted.", file=sys.stderr)
+        leave(130, "interrupted")
         return 130
     except BrokenPipeError:
         # The reader (`| head`) has enough; the flush at exit must not find the pipe again.
@@ -48,8 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.traceback:
             raise
         print(f"tunekit: {error}", file=sys.stderr)
+        leave(2, str(error))
         return 2
+    except Exception as error:
+        if process_count() > 1:
+            _leave_by(error)
+        raise
     return 0
+
+
+def _leave_by(error: Exception) -> None:
+    """Ends this process and the others, unless it only fails because another has ended."""
+    await_end()
+    traceback.print_exception(error)
+    leave(1, f"{type(error).__name__}: {error}")
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -73,7 +89,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     add("show", _show, "print a recipe as it is written", "recipe")
     add("cp", _cp, "copy a recipe, to change it", "recipe", "to", "force")
     add("validate", _validate, "check a recipe and overrides, training nothing", *_RECIPE)
-    add("run", _run, "train what a recipe says", *_RECIPE, "resume", "out")
+    about = "what a recipe needs on a machine that need not be here: memory, time, what fits"
+    add("plan", _plan, about, *_RECIPE, "plan")
+    add("run", _run, "train what a recipe says", *_RECIPE, "resume", "out", "launch")
     about = "train a recipe with many values and seeds, side by side where they share a prefix"
     add("sweep", _sweep, about, "recipe", "space").epilog = _SPACE
     add("eval", _eval, "metrics of a saved result on new data", "folder", "data", "json")
@@ -114,6 +132,7 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], object]] = {
     "out": lambda sub: sub.add_argument(
         "--out", metavar="DIR", help="folder of the result; runs/<recipe> where none is given"
     ),
+    "launch": lambda sub: add_launch(sub),
     "folder": lambda sub: sub.add_argument("out", help="folder of a saved result"),
     "data": lambda sub: sub.add_argument("data", help="image folder, CSV, JSONL… file"),
     "files": lambda sub: sub.add_argument("files", nargs="+", help="images, texts or .txt files"),
@@ -126,6 +145,7 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], object]] = {
     "target": lambda sub: sub.add_argument("target", help="the new folder"),
     "export": lambda sub: _add_export(sub),
     "merge": lambda sub: _add_merge(sub),
+    "plan": lambda sub: _planning().add_plan(sub),
     "preview": lambda sub: _add_preview(sub),
     "probe": lambda sub: _add_probe(sub),
     "space": lambda sub: _add_space(sub),
@@ -230,17 +250,15 @@ def _run(args: argparse.Namespace) -> None:
     if recipe.data.path is None:
         message = f"is required to run: tunekit run {args.recipe} data.path=photos/"
         raise RecipeError([Issue("data.path", message)])
+    join(args)
     out = recipe.runtime.out or str(_free_folder(Path("runs") / Path(args.recipe).stem))
+    out = gathered(out, "folder of the result")[0]
     recipe = recipe.model_copy(update={"runtime": replace(recipe.runtime, out=out)})
-
-    from tunekit.report.audit_plot import plot_audit
-    from tunekit.run import run
-
-    result = run(recipe)
-    result.plot(Path(out) / "curves.png")
-    plot_audit(result.report["audit"], Path(out) / "moved.png")
-    print_metrics(result.metrics)
-    if answers := result.report.get("samples"):
+    found = launched(args, recipe)
+    if not is_first():
+        return
+    print_metrics(found["metrics"])
+    if answers := found["samples"]:
         _texts().print_answers(answers)
     print(f"saved in {out}")
 
@@ -355,6 +373,16 @@ def _layers(args: argparse.Namespace) -> None:
     if not model.labels:
         model.replace_head(["first", "second"])
     print(model.layers(resolve_selection(args.train, model)))
+
+
+def _planning() -> Any:
+    from tunekit import cli_planning
+
+    return cli_planning
+
+
+def _plan(args: argparse.Namespace) -> None:
+    _planning().plan(args)
 
 
 def _plan_preview(args: argparse.Namespace) -> None:

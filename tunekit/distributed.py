@@ -12,10 +12,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from tunekit.errors import DistributedError
+from tunekit.errors import DistributedError, TunekitError
 from tunekit.peers import Peers, Place, exit_with
 from tunekit.rendezvous import join
 
@@ -24,7 +25,7 @@ WAIT_SECONDS = 300.0
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 """Environment variables that stand in for arguments of `initialise`."""
 LOG = "TUNEKIT_LOG"
-"""Environment variable: file of what processes other than the first would print."""
+"""Environment variable: begins the names of the files in which the other processes speak."""
 _OPTIONS = {"coordinator": ADDRESS, "processes": COUNT, "process": INDEX}
 _HEARTBEAT_SECONDS = 50
 """Of JAX' own service, which is only the second to notice a death."""
@@ -98,6 +99,19 @@ def process_count() -> int:
 def is_first() -> bool:
     """Whether this process writes and speaks for the run."""
     return process_index() == 0
+
+
+@cache
+def own_log() -> TextIO | None:
+    """Returns where a process that is not the first writes what it would say.
+
+    A file for each, named by the variable TUNEKIT_LOG and the index of the process; `None` where
+    the variable is not set.
+    """
+    name = os.environ.get(LOG)
+    if not name or is_first():
+        return None
+    return open(f"{name}.{process_index()}", "a", encoding="utf-8", buffering=1)
 
 
 def gathered(value: Any, what: str) -> list[Any]:
@@ -178,20 +192,22 @@ def advise(text: Callable[[], str]) -> None:
         _peers.advice = text
 
 
-def leave(code: int, message: str, *, may_be_another: bool = False) -> None:
+def await_end() -> None:
+    """Waits some seconds for another process' end to end this one, which may fail of it only."""
+    if _peers is not None:
+        _peers.wait_for_end()
+
+
+def leave(code: int, message: str) -> None:
     """Ends this process by its mistake, and the others with it; returns where it is alone.
 
     Args:
         code: what all of them exit with.
         message: what went wrong, printed here already.
-        may_be_another: whether it may be the echo of another's end, which is waited for.
     """
-    if _peers is None:
-        return
-    if may_be_another:
-        _peers.wait_for_end()
-    _peers.leave(code, message)
-    exit_with(code)
+    if _peers is not None:
+        _peers.leave(code, message)
+        exit_with(code)
 
 
 def _part_at_exit() -> None:
@@ -199,6 +215,8 @@ def _part_at_exit() -> None:
         return
     # Set where an error has ended the main thread: the others would wait for it.
     if (error := getattr(sys, "last_value", None)) is not None:
+        if not isinstance(error, TunekitError):
+            await_end()
         leave(1, f"{type(error).__name__}: {error}")
     _peers.part()
 

@@ -24,6 +24,7 @@ from tunekit.data.features import (
 from tunekit.data.pipeline import Batches
 from tunekit.data.source import Splits
 from tunekit.data.spec import AugmentSpec, BatchSpec
+from tunekit.distributed import process_count
 from tunekit.evaluation.evaluate import collect_logits
 from tunekit.evaluation.metrics import classification_metrics
 from tunekit.methods.intercept import Wrap
@@ -240,6 +241,8 @@ class Feeder:
         spec, augment = self.recipe.cache, self._augment(phase.spec)
         if spec.store == "off":
             return "cache: off"
+        if process_count() > 1:
+            return "each process reads a part of the images"
         if augment.mixes:
             return "images are mixed within a batch"
         if augment.varies and not spec.views:

@@ -10,6 +10,8 @@ import jax
 
 from tunekit.data.memory import available_memory
 from tunekit.data.spec import BatchSpec
+from tunekit.distributed import gathered, process_count
+from tunekit.errors import Issue, RecipeError
 from tunekit.models.model import Model
 from tunekit.models.sharding import batch_shared, layout_specs
 from tunekit.plans.resolve import ResolvedPhase
@@ -27,10 +29,18 @@ def layout_of(recipe: Recipe, model: Model, phases: Sequence[ResolvedPhase]) -> 
     Raises:
         RecipeError: the mesh asked for does not fit the devices, or a batch does not divide.
     """
-    devices = jax.devices()
+    # Those of a process stand together: it then reads neighbouring rows of a batch.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    if process_count() > 1 and recipe.runtime.mesh == "one":
+        message = (
+            f"one is a single device, and this run has {process_count()} processes; choose "
+            "another, or start a single process."
+        )
+        raise RecipeError([Issue("runtime.mesh", message)])
     sizes = mesh_sizes(recipe.runtime.mesh, len(devices))
     if sizes is None:
-        sizes = chosen_sizes(recipe, model, phases, len(devices), device_memory())
+        memory = min(gathered(device_memory(), "memory of a device"))
+        sizes = chosen_sizes(recipe, model, phases, len(devices), memory)
     if sizes.devices == 1:
         return None
     return layout_on(recipe, model, phases, sizes, devices)

@@ -13,8 +13,10 @@ import keras
 
 from tunekit.asked import open_task
 from tunekit.beside_base import beside_base
+from tunekit.compilation_cache import cache_warning, keep_programs
 from tunekit.data.features import FeatureStore
 from tunekit.data.source import Source, Splits
+from tunekit.distributed import is_first
 from tunekit.errors import CheckpointError, Issue, RecipeError
 from tunekit.evaluation.audit import audit
 from tunekit.evaluation.embedding_head import fit_head
@@ -28,6 +30,7 @@ from tunekit.recipe import Recipe
 from tunekit.recipe_keywords import IN_MEMORY
 from tunekit.report.run import run_report
 from tunekit.result import MODEL_FILE, RUN_FOLDER, Result
+from tunekit.same_run import check_same_run
 from tunekit.tasks.embedding import EmbeddingTask
 from tunekit.tasks.image_classification import ImageClassification
 from tunekit.tasks.language_modelling import LanguageModelling
@@ -87,6 +90,8 @@ class Session:
         checkpoints = _checkpoints(self.recipe, self.splits)
         shown = reporter(self.recipe.runtime.progress)
         self.feeder.note = shown.note
+        if (line := cache_warning(keep_programs())) is not None:
+            shown.note(line)
         if isinstance(self.feeder, TextFeeder) and self.recipe.runtime.progress != "none":
             for line in self.feeder.preflight():
                 shown.note(line)
@@ -177,6 +182,7 @@ def session(
 
     Raises: as `run` does before it trains.
     """
+    keep_programs()
     _check_named(recipe, model, data)
     splits, task = open_task(recipe, data)
     _check_stopping(recipe, splits)
@@ -191,6 +197,7 @@ def session(
             put_method(recipe, ready, texts.training_inputs)
             texts.check_answers()
             feeder = texts
+        check_same_run(recipe, splits, ready)
         phases = phases_of(recipe, feeder.model, feeder.steps_per_epoch)
         layout = layout_of(recipe, ready, phases)
         yield Session(recipe, splits, task, ready, feeder, phases, layout)
@@ -240,7 +247,8 @@ def _checkpoints(recipe: Recipe, splits: Splits) -> Checkpoints | None:
     out = Path(recipe.runtime.out).expanduser()
     folder = out / RUN_FOLDER
     unfinished = folder.is_dir() and any(folder.iterdir()) and not (out / MODEL_FILE).exists()
-    if unfinished and not recipe.runtime.resume:
+    # Another process may find there what the first is about to write.
+    if unfinished and not recipe.runtime.resume and is_first():
         raise CheckpointError(
             f"{out} holds the checkpoints of a run that has not ended. Go on with it by "
             f"resume=True (tunekit run --resume), choose another folder, or delete {folder}."

@@ -13,6 +13,7 @@ import numpy as np
 
 from tunekit import __version__
 from tunekit.data.source import Source, Splits
+from tunekit.distributed import process_count
 from tunekit.folder import plain
 from tunekit.methods.spec import shortest
 from tunekit.models.merging import packed_kernels
@@ -58,6 +59,7 @@ def run_report(
             "platform": device.platform,
             "kind": device.device_kind,
             "count": jax.device_count(),
+            "processes": process_count(),
             "cores": os.cpu_count(),
         },
         "data": {name: _source_report(source) for name, source in splits.items()},

@@ -189,9 +189,26 @@ class Layout:
         """Returns what a step carries as it lies on the mesh."""
         return jax.tree.map(placed, carried, self.shardings(carried))
 
+    def rows(self, size: int) -> tuple[int, ...] | None:
+        """Returns which rows of a batch lie on this process' devices; `None` where all do."""
+        if self.by_rows.is_fully_addressable:
+            return None
+        parts = self.by_rows.addressable_devices_indices_map((size,)).values()
+        found = {row for part in parts if part for row in range(*part[0].indices(size))}
+        return tuple(sorted(found))
+
     def batch(self, columns: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Returns the columns of a batch, each device with its rows."""
-        return {name: placed(column, self.by_rows) for name, column in columns.items()}
+        """Returns the columns of a batch, each device with its rows.
+
+        Args:
+            columns: of the rows that lie on this process' devices.
+        """
+        if self.by_rows.is_fully_addressable:
+            return {name: placed(column, self.by_rows) for name, column in columns.items()}
+        return {
+            name: jax.make_array_from_process_local_data(self.by_rows, column)
+            for name, column in columns.items()
+        }
 
     def shared(self, tree: Tree) -> Tree:
         """Returns the arrays of `tree` with a whole copy on each device."""

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from tunekit.distributed import is_first, own_log
+
 _SHOWN = ("accuracy", "perplexity", "f1", "exact_match", "spearman", "recall_at_1")
 """The validation metrics of a line, where there are some; all are in the history."""
 
@@ -46,7 +48,14 @@ class Reporter(Protocol):
 def reporter(
     kind: Literal["auto", "rich", "plain", "none"], stream: TextIO | None = None
 ) -> Reporter:
-    """Returns the reporter of a kind; ``auto`` is a bar on a terminal and plain lines elsewhere."""
+    """Returns the reporter of a kind; ``auto`` is a bar on a terminal and plain lines elsewhere.
+
+    Of several processes the first speaks for all; the others write plain lines to their log, where
+    they have one.
+    """
+    if not is_first():
+        log = own_log()
+        return SilentReporter() if log is None or kind == "none" else PlainReporter(log)
     to: TextIO = stream or sys.stderr
     if kind == "auto":
         kind = "rich" if to.isatty() else "plain"

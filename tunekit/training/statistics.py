@@ -13,6 +13,7 @@ from tunekit.models.forward import Forward
 from tunekit.models.placement import fetched
 from tunekit.training.feed import Feed
 from tunekit.training.layout import Layout
+from tunekit.training.shared_batches import open_shared
 from tunekit.training.step import FEATURES, Values
 
 _MEAN, _VARIANCE = "moving_mean", "moving_variance"
@@ -51,11 +52,11 @@ def reestimated(
 
     sums: dict[str, np.ndarray] = {}
     weight = 0.0
-    for batch in feed.open(values).epoch(0):
+    for batch in open_shared(feed, values, layout).epoch(0):
         given = batch if layout is None else layout.batch(batch)
         measured = moments(values, given).items()
         found = {name: fetched(v).astype(np.float64) for name, v in measured}
-        size = float(np.sum(batch["weight"]))
+        size = float(np.sum(fetched(given["weight"])))
         weight += size
         for name, value in _raw(found).items():
             sums[name] = sums.get(name, 0.0) + size * value

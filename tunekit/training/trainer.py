@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tunekit.distributed import process_count
 from tunekit.durations import Duration
 from tunekit.errors import TrainingError, did_you_mean
 from tunekit.models.forward import Forward
@@ -20,11 +21,12 @@ from tunekit.models.placement import in_host_memory
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.training.checkpoints import Checkpoints
-from tunekit.training.feed import Feed, TrainingBatches
+from tunekit.training.feed import Feed
 from tunekit.training.layout import Layout
 from tunekit.training.memory import memory_text, step_memory
 from tunekit.training.programs import Programs
 from tunekit.training.progress import Reporter, SilentReporter
+from tunekit.training.shared_batches import SharedBatches, open_shared
 from tunekit.training.spec import LOWER_IS_BETTER, RuntimeSpec
 from tunekit.training.state import NO_SCORE, Progress, State, enter_phase
 from tunekit.training.statistics import reestimated
@@ -91,7 +93,9 @@ class Trainer:
         try:
             state = self._run_phases(state)
         except KeyboardInterrupt:
-            if self._state is not None and self._state.is_whole():
+            # Of several processes the others may know nothing of it, and values are asked of all.
+            alone = process_count() == 1
+            if alone and self._state is not None and self._state.is_whole():
                 self.forward.assign(self._whole(self._state.moved(averaged=True)))
             raise
         finally:
@@ -193,7 +197,7 @@ class Trainer:
         if phase.spec.batch_norm == "reestimated" and progress.phase_step == 0:
             measured = reestimated(self.forward, feed, state.values(), phase.trainable, self.layout)
             state.carried.mutable.update(measured)
-        batches = feed.open(state.values())
+        batches = open_shared(feed, state.values(), self.layout)
         while not self._is_over(progress, phase):
             self._run_pass(state, phase, batches)
 
@@ -230,7 +234,7 @@ class Trainer:
     def _parameters(self, names: Iterable[str]) -> int:
         return sum(int(np.prod(self.forward.variables[name].shape)) for name in names)
 
-    def _run_pass(self, state: State, phase: ResolvedPhase, batches: TrainingBatches) -> None:
+    def _run_pass(self, state: State, phase: ResolvedPhase, batches: SharedBatches) -> None:
         """One pass over the data, or what the phase leaves of it; then its row."""
         progress, per_epoch = state.progress, batches.steps_per_epoch
         epoch = progress.first_epoch + progress.phase_step // per_epoch
@@ -243,7 +247,7 @@ class Trainer:
             progress.phase_step += 1
             # One step late: reading a loss waits for its step, and the next is under way by then.
             self._read(state, pending)
-            pending = (measured, float(batch["weight"].sum()), rate)
+            pending = (measured, batches.examples(batch), rate)
             examples += pending[1]
             at_end = progress.phase_step == phase.steps or progress.phase_step % per_epoch == 0
             if not at_end and self._is_due(progress):
@@ -254,7 +258,7 @@ class Trainer:
                 break
         self._read(state, pending)
         seconds = time.perf_counter() - since
-        self.end_pass(state, epoch, seconds, examples)
+        self.end_pass(state, epoch, seconds, batches.total(examples))
 
     def _step(
         self, state: State, phase: ResolvedPhase, batch: Mapping[str, Any], rate: float
