@@ -198,27 +198,44 @@ def await_end() -> None:
         _peers.wait_for_end()
 
 
+def tell(code: int, message: str) -> None:
+    """Ends the other processes, with this one's mistake as the reason.
+
+    Args:
+        code: what they exit with.
+        message: what went wrong here.
+    """
+    if _peers is not None:
+        _peers.leave(code, message)
+
+
 def leave(code: int, message: str) -> None:
-    """Ends this process by its mistake, and the others with it; returns where it is alone.
+    """Ends this process, and the others by `tell`; returns where it is alone.
 
     Args:
         code: what all of them exit with.
         message: what went wrong, printed here already.
     """
     if _peers is not None:
-        _peers.leave(code, message)
+        tell(code, message)
         exit_with(code)
 
 
+def part() -> None:
+    """Ends the connections to the other processes, once all of them are here; a run is over."""
+    global _peers
+    if _peers is not None:
+        _peers.part()
+        _peers = None
+
+
 def _part_at_exit() -> None:
-    if _peers is None:
-        return
     # Set where an error has ended the main thread: the others would wait for it.
     if (error := getattr(sys, "last_value", None)) is not None:
         if not isinstance(error, TunekitError):
             await_end()
         leave(1, f"{type(error).__name__}: {error}")
-    _peers.part()
+    part()
 
 
 def _place(given: Mapping[str, Any]) -> tuple[Place | None, Any]:

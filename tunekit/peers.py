@@ -7,6 +7,7 @@ connect, and the kernel closes a connection the moment that a process dies.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -75,12 +76,11 @@ class Line:
             return None
 
     def close(self) -> None:
-        """Ends the connection."""
-        for end in (self._file, self.socket):
-            try:
-                end.close()
-            except OSError:
-                continue
+        """Ends the connection, also where a thread waits for its next message."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self._file.close()
+        self.socket.close()
 
 
 @dataclass(eq=False)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tunekit.errors import DistributedError
@@ -40,7 +42,7 @@ def join(place: Place, wait_seconds: float) -> tuple[Peers, dict[str, Any]]:
 
 def _listen(place: Place, until: float) -> tuple[dict[int, Line], dict[str, Any]]:
     lines: dict[int, Line] = {}
-    with _listener(place) as listener:
+    with _listener(place) as listener, _closed_on_error(lines):
         while len(lines) < place.count - 1:
             listener.settimeout(max(until - time.monotonic(), 0.01))
             try:
@@ -58,12 +60,24 @@ def _listen(place: Place, until: float) -> tuple[dict[int, Line], dict[str, Any]
             if wrong := _unwelcome(place, line.who, lines):
                 for each in (line, *lines.values()):
                     each.send({"refused": wrong})
+                line.close()
                 raise DistributedError(wrong)
             lines[line.who["index"]] = line
     told = {"port": free_port(place.host), "host": socket.gethostname(), "pid": os.getpid()}
     for line in lines.values():
         line.send(told)
     return lines, told
+
+
+@contextmanager
+def _closed_on_error(lines: dict[int, Line]) -> Iterator[None]:
+    """Closes the lines there are where the block fails."""
+    try:
+        yield
+    except BaseException:
+        for line in lines.values():
+            line.close()
+        raise
 
 
 def _connect(place: Place, until: float) -> tuple[dict[int, Line], dict[str, Any]]:
@@ -86,6 +100,7 @@ def _connect(place: Place, until: float) -> tuple[dict[int, Line], dict[str, Any
     line.send({**me, "count": place.count})
     told = line.read() or {"refused": unreachable.format("it does not answer as ours does")}
     if "refused" in told:
+        line.close()
         raise DistributedError(told["refused"])
     connection.settimeout(None)
     line.who = {"index": 0, "host": told["host"], "pid": told["pid"]}

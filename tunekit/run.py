@@ -44,7 +44,7 @@ def run(recipe: Recipe, *, model: Model | keras.Model | None = None, data: Any =
         if is_first():
             check_replaceable(out, MARKS)
         check_shared(out)
-        advise(lambda: _how_to_resume(out / RUN_FOLDER))
+        advise(lambda: how_to_resume(out / RUN_FOLDER))
     with session(recipe, model, data) as ready:
         before = ready.feeder.forward.values()
         trained = ready.train()
@@ -58,8 +58,8 @@ def run(recipe: Recipe, *, model: Model | keras.Model | None = None, data: Any =
     return result
 
 
-def _how_to_resume(checkpoints: Path) -> str:
-    """What to do where another process is gone; looks into the folder when asked."""
+def how_to_resume(checkpoints: Path) -> str:
+    """Returns what to do where a process is gone, by the checkpoints there are by then."""
     steps = [int(entry.name) for entry in checkpoints.glob("*") if entry.name.isdigit()]
     if not steps:
         return "No checkpoint was written yet; start all processes again."

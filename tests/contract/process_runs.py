@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tests.contract.families import images, vit
-from tests.contract.text_families import WORDS, llama
+from tests.contract.text_families import WORDS
 from tunekit import LoRA, OptimizerSpec, finetune
 from tunekit.distributed import initialise, is_first, process_count
 from tunekit.result import Result
@@ -21,7 +21,7 @@ from tunekit.result import Result
 EXAMPLES, BATCH = 11, 4
 """Three batches a pass, the last with three rows that count: in two processes two and one."""
 LORA = LoRA(rank=4, targets="linear")
-CASES = ("vit_full", "vit_lora", "llama_full", "llama_lora_packed")
+CASES = ("vit_full", "llama_full", "llama_lora_packed")
 
 
 def dialogues(folder: Path) -> Path:
