@@ -25,6 +25,15 @@ def print_metrics(metrics: Mapping[str, Any]) -> None:
     print_table([("class", *columns), *rows])
 
 
+def print_profile(profile: Mapping[str, Any]) -> None:
+    """Prints what the time of a run went to, and how fast its steps were."""
+    from tunekit.report.profile_text import profile_lines, profile_rows
+
+    print()
+    print_table(profile_rows(profile))
+    print("\n".join(profile_lines(profile)))
+
+
 def _number(value: Any) -> str:
     return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 

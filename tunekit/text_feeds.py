@@ -128,11 +128,12 @@ class TextFeeder:
             frozen_dropout=phase.spec.frozen_dropout,
             remat=self._remat,
         )
-        shapes = batches.shapes(batches.buckets[-1])
+        *others, columns = [_columns(batches.shapes(bucket)) for bucket in batches.buckets]
         return Feed(
             forward=forward,
             objective=self.task,
-            columns={name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()},
+            columns=columns,
+            other_columns=others,
             steps_per_epoch=batches.steps_per_epoch,
             open=lambda values: batches,
             accumulate=batch.accumulate,
@@ -224,3 +225,7 @@ class TextFeeder:
                 raise DataError("data: nothing is left to train on once the texts are encoded")
             self.prepared[key] = source, found
         return self.prepared[key][1]
+
+
+def _columns(shapes: Mapping[str, tuple[tuple[int, ...], Any]]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}

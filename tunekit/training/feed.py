@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,3 +53,5 @@ class Feed:
     """The task's own metric of which weights are best."""
     program: Hashable = None
     """Equal for feeds whose steps are one program, the rest of the phase being equal."""
+    other_columns: Sequence[Mapping[str, jax.ShapeDtypeStruct]] = ()
+    """Shapes that batches may have besides `columns`, each with a program of its own."""

@@ -19,6 +19,8 @@ from tunekit.plans.resolve import ResolvedPhase
 from tunekit.training.feed import Feed
 from tunekit.training.forgetting import anchor_names
 from tunekit.training.layout import Layout
+from tunekit.training.operations import operations
+from tunekit.training.recompiles import Unexpected, changes
 from tunekit.training.state import partition
 from tunekit.training.step import Carried, Measured, Step, Values
 
@@ -44,6 +46,11 @@ class Programs:
     _thread: ThreadPoolExecutor = field(init=False)
     seconds: float = field(default=0.0, init=False)
     """XLA's time so far, also where training went on meanwhile."""
+    unexpected: list[Unexpected] = field(default_factory=list, init=False)
+    """Programs for batches of shapes that no feed was said to have."""
+    counts_operations: bool = False
+    """Whether `operations_of` can be asked."""
+    _operations: dict[Hashable, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         """Makes the thread in which XLA compiles; it begins with the first program."""
@@ -54,12 +61,30 @@ class Programs:
         """Every value before training: the model's own, which is written to at the end alone."""
         return self.forward.values()
 
-    def of(self, index: int, carried: Carried, *arguments: Any) -> Program:
-        """Returns the step of a phase, having waited for it; compiled for these arguments."""
-        key = (self.keys[index], _shapes(arguments[2]))
-        if key not in self._futures:
-            self._begin(key, self._lowered(index, carried, *arguments))
-        return self._futures[key].result()
+    def of(self, index: int, step: int, carried: Carried, *arguments: Any) -> Program:
+        """Returns the step of a phase, having waited for it; compiled for these arguments.
+
+        Args:
+            index: of the phase.
+            step: of the phase, counted from 0; for what is said of a program not expected.
+            carried: as the step takes it.
+            *arguments: the others that it takes.
+        """
+        batch = arguments[2]
+        key = (self.keys[index], _shapes(batch))
+        if key in self._futures:
+            return self._futures[key].result()
+        since, feed = time.perf_counter(), self.feeds[index]
+        self._begin(key, self._traced(index, carried, *arguments))
+        program = self._futures[key].result()
+        if found := changes(batch, [feed.columns, *feed.other_columns]):
+            seconds = time.perf_counter() - since
+            self.unexpected.append(Unexpected(index, step, found, seconds))
+        return program
+
+    def operations_of(self, index: int, batch: Mapping[str, Any]) -> float:
+        """Returns the operations of a step on `batch`, on all devices; 0 where none are counted."""
+        return self._operations.get((self.keys[index], _shapes(batch)), 0.0)
 
     def lowered(self, index: int) -> jax.stages.Lowered:
         """Returns the step of a phase, lowered from shapes alone.
@@ -67,7 +92,7 @@ class Programs:
         The model's variables may hold shapes in place of values, and the layout's devices may be
         those of a topology that this machine does not have.
         """
-        return self._lowered(index, *self.arguments(index))
+        return self._traced(index, *self.arguments(index)).lower()
 
     def arguments(self, index: int) -> tuple[Any, ...]:
         """Returns the shapes of what the step of a phase is called with, as they lie."""
@@ -84,12 +109,12 @@ class Programs:
         seed_key = jax.eval_shape(lambda: jax.random.key(0))
         return (*arguments, rates, seed_key)
 
-    def _lowered(self, index: int, carried: Carried, *arguments: Any) -> jax.stages.Lowered:
+    def _traced(self, index: int, carried: Carried, *arguments: Any) -> jax.stages.Traced:
         step, results = self.step(index), None
         if self.layout is not None:
             measured: Any = [self.layout.everywhere] * len(Measured._fields)
             results = self.layout.shardings(carried), Measured(*measured)
-        return step.lowered(carried, *arguments, results=results)
+        return step.traced(carried, *arguments, results=results)
 
     def prepare(self, index: int) -> None:
         """Begins to compile the step of a phase that has not begun, from its shapes alone."""
@@ -98,7 +123,7 @@ class Programs:
         columns = self.feeds[index].columns
         if (key := (self.keys[index], _shapes(columns))) in self._futures:
             return
-        self._begin(key, self.lowered(index))
+        self._begin(key, self._traced(index, *self.arguments(index)))
 
     def close(self) -> None:
         """Gives up what is not begun; what XLA has begun ends by itself."""
@@ -151,9 +176,11 @@ class Programs:
             mixout=phase.spec.mixout,
         )
 
-    def _begin(self, key: Hashable, lowered: jax.stages.Lowered) -> None:
+    def _begin(self, key: Hashable, traced: jax.stages.Traced) -> None:
         """Hands a program to XLA; it was traced in this thread, for tracing patches layers."""
-        self._futures[key] = self._thread.submit(self._compile, lowered)
+        if self.counts_operations:
+            self._operations[key] = operations(traced.jaxpr.jaxpr)
+        self._futures[key] = self._thread.submit(self._compile, traced.lower())
 
     def _compile(self, lowered: jax.stages.Lowered) -> Program:
         since = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -77,6 +78,11 @@ class RuntimeSpec:
     matches counts, and what none matches is shared as its layer says."""
     progress: Literal["auto", "rich", "plain", "none"] = "auto"
     """A progress bar, plain lines or silence; auto: a bar on a terminal, else lines."""
+    profile: bool = False
+    """Whether to measure what the time goes to, and to write a trace of some steps into the folder
+    profile/ of `out`."""
+    profile_steps: str | None = None
+    """Steps of the trace, counted from 0: "10:13" are 10, 11 and 12; null: three of the first."""
 
     def issues(self) -> list[tuple[str, str]]:
         """Returns (field, message) for each value that no run can have."""
@@ -84,6 +90,11 @@ class RuntimeSpec:
         if self.resume and self.out is None:
             message = "there is no folder to resume from; set runtime.out to the earlier run's."
             found.append(("resume", message))
+        if self.profile_steps is not None:
+            try:
+                traced_steps(self.profile_steps)
+            except ValueError as error:
+                found.append(("profile_steps", str(error)))
         if self.checkpoint_every is not None:
             found.extend(("checkpoint_every", message) for message in self._checkpoint_issues())
         return found
@@ -95,3 +106,21 @@ class RuntimeSpec:
         except ValueError as error:
             return [str(error)]
         return [] if duration.amount else [f"expected a duration above 0, got {text!r}"]
+
+
+def traced_steps(text: str) -> range:
+    """Returns the steps that "A:B" means, counted from 0, the last of them B - 1.
+
+    Raises:
+        ValueError: it is something else.
+
+    Example:
+        >>> traced_steps("10:13")
+        range(10, 13)
+    """
+    found = re.fullmatch(r"(\d+):(\d+)", text.strip())
+    if found is None or int(found[1]) >= int(found[2]):
+        raise ValueError(
+            f"expected steps as FIRST:END, such as '10:13', which are 10, 11 and 12; got {text!r}"
+        )
+    return range(int(found[1]), int(found[2]))

@@ -92,14 +92,18 @@ class Step:
     mixout: float = 0.0
     """Probability of an anchor in a weight's place."""
 
-    def lowered(self, *arguments: Any, results: Any = None) -> jax.stages.Lowered:
-        """Returns the step lowered for `arguments`, or for their shapes; ready to compile.
+    def traced(self, *arguments: Any, results: Any = None) -> jax.stages.Traced:
+        """Returns the step traced for `arguments`, or for their shapes; ready to be lowered.
 
         Args:
             *arguments: of a call.
             results: how its results lie on a mesh of devices; `None` where there is none.
         """
-        return jax.jit(self, donate_argnums=0, out_shardings=results).lower(*arguments)
+        return jax.jit(self, donate_argnums=0, out_shardings=results).trace(*arguments)
+
+    def lowered(self, *arguments: Any) -> jax.stages.Lowered:
+        """Returns the step lowered for `arguments`, or for their shapes; ready to compile."""
+        return self.traced(*arguments).lower()
 
     def __call__(
         self,

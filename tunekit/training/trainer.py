@@ -24,8 +24,10 @@ from tunekit.training.checkpoints import Checkpoints
 from tunekit.training.feed import Feed
 from tunekit.training.layout import Layout
 from tunekit.training.memory import memory_text, step_memory
+from tunekit.training.profiling import Unprofiled
 from tunekit.training.programs import Programs
 from tunekit.training.progress import Reporter, SilentReporter
+from tunekit.training.recompiles import Unexpected
 from tunekit.training.shared_batches import SharedBatches, open_shared
 from tunekit.training.spec import LOWER_IS_BETTER, RuntimeSpec
 from tunekit.training.state import NO_SCORE, Progress, State, enter_phase
@@ -47,6 +49,10 @@ class Trained:
     """XLA's time for them, also where training went on meanwhile."""
     steps: int
     """Optimizer steps done in all, earlier runs that this one resumed included."""
+    unexpected: Sequence[Unexpected] = ()
+    """Programs compiled for batches of shapes that nobody expected."""
+    profile: dict[str, Any] | None = None
+    """Where the time went (``tunekit.training.profiling``); `None` where nobody asked."""
 
 
 @dataclass(eq=False)
@@ -71,6 +77,8 @@ class Trainer:
     """Values to begin with in place of the model's own."""
     layout: Layout | None = None
     """Where arrays lie when several devices share the run; `None` is one device."""
+    profile: Unprofiled = field(default_factory=Unprofiled)
+    """Told of what the time goes to."""
     programs: Programs = field(init=False)
     """The compiled steps of the phases."""
     _state: State | None = field(default=None, init=False)
@@ -79,6 +87,7 @@ class Trainer:
     def __post_init__(self) -> None:
         """Prepares the programs; nothing is compiled yet."""
         self.programs = Programs(self.forward, self.phases, self.feeds, self.optimizer, self.layout)
+        self.programs.counts_operations = self.profile.measures
 
     def fit(self) -> Trained:
         """Trains, and leaves the trained values in the model.
@@ -99,10 +108,12 @@ class Trainer:
                 self.forward.assign(self._whole(self._state.moved(averaged=True)))
             raise
         finally:
+            self.profile.close()
             self.programs.close()
             self.reporter.close()
         self.forward.assign(self.final_values(state))
-        return self.trained(state, len(self.programs), self.programs.seconds)
+        trained = self.trained(state, len(self.programs), self.programs.seconds)
+        return replace(trained, profile=self.profile.summary())
 
     def final_values(self, state: State) -> Values:
         """Returns the values that the run ends with: of what may differ from the model's own."""
@@ -122,7 +133,10 @@ class Trainer:
     def trained(self, state: State, compiles: int, compile_seconds: float) -> Trained:
         """Returns the record of the run that ended in `state`."""
         progress = state.progress
-        return Trained(progress.history, progress.phases, compiles, compile_seconds, progress.step)
+        unexpected = tuple(self.programs.unexpected)
+        return Trained(
+            progress.history, progress.phases, compiles, compile_seconds, progress.step, unexpected
+        )
 
     def first_state(self) -> State:
         """Returns the state to begin with: of the last checkpoint, or of the first phase."""
@@ -197,7 +211,8 @@ class Trainer:
         if phase.spec.batch_norm == "reestimated" and progress.phase_step == 0:
             measured = reestimated(self.forward, feed, state.values(), phase.trainable, self.layout)
             state.carried.mutable.update(measured)
-        batches = open_shared(feed, state.values(), self.layout)
+        with self.profile.part("features"):
+            batches = open_shared(feed, state.values(), self.layout)
         while not self._is_over(progress, phase):
             self._run_pass(state, phase, batches)
 
@@ -240,7 +255,8 @@ class Trainer:
         epoch = progress.first_epoch + progress.phase_step // per_epoch
         since, examples = time.perf_counter(), 0.0
         pending: tuple[Measured, float, float] | None = None
-        for batch in batches.epoch(epoch, progress.phase_step % per_epoch):
+        of_pass = batches.epoch(epoch, progress.phase_step % per_epoch)
+        for batch in self.profile.waiting(of_pass):
             rate = float(phase.learning_rates[progress.phase_step])
             measured = self._step(state, phase, batch, rate)
             progress.step += 1
@@ -249,6 +265,7 @@ class Trainer:
             self._read(state, pending)
             pending = (measured, batches.examples(batch), rate)
             examples += pending[1]
+            self.profile.seen(batch, examples=pending[1])
             at_end = progress.phase_step == phase.steps or progress.phase_step % per_epoch == 0
             if not at_end and self._is_due(progress):
                 self._read(state, pending)
@@ -270,12 +287,27 @@ class Trainer:
         if self.layout is not None:
             batch, key = self.layout.batch(batch), self.layout.shared(key)
         arguments = (state.frozen, anchors, dict(batch), rates, key)
-        program = self.programs.of(index, state.carried, *arguments)
-        self._note_memory(state, program)
-        state.carried, measured = program(state.carried, *arguments)
+        program = self._program(state, arguments)
+        self.profile.before_step()
+        with self.profile.part("step"):
+            state.carried, measured = program(state.carried, *arguments)
+        self.profile.after_step(measured.loss, self.programs.operations_of(index, arguments[2]))
         # The device is busy with the step: time to trace what comes next.
-        self.programs.prepare(index + 1)
+        with self.profile.part("compile"):
+            self.programs.prepare(index + 1)
         return measured
+
+    def _program(self, state: State, arguments: tuple[Any, ...]) -> Any:
+        """The compiled step for `arguments`; one that nobody expected is told of."""
+        known, progress = len(self.programs.unexpected), state.progress
+        with self.profile.part("compile"):
+            program = self.programs.of(
+                progress.phase, progress.phase_step, state.carried, *arguments
+            )
+        for unexpected in self.programs.unexpected[known:]:
+            self.reporter.note(unexpected.line())
+        self._note_memory(state, program)
+        return program
 
     def _note_memory(self, state: State, program: Any) -> None:
         """Keeps the memory of the program that needs most: one for each shape of a batch."""
@@ -291,7 +323,8 @@ class Trainer:
         if pending is None:
             return
         measured, examples, rate = pending
-        loss = float(measured.loss)
+        with self.profile.part("step"):
+            loss = float(measured.loss)
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss is {loss} at step {state.progress.step} (learning rate {rate:.1e}). "
@@ -316,7 +349,8 @@ class Trainer:
         progress.loss_sum = progress.loss_weight = 0.0
         evaluate = self.feeds[progress.phase].evaluate
         if evaluate is not None:
-            metrics = evaluate(state.values(averaged=True))
+            with self.profile.part("evaluation"):
+                metrics = evaluate(state.values(averaged=True))
             row |= {f"val_{name}": v for name, v in metrics.items() if isinstance(v, float)}
             self._score(state, phase, metrics)
         row |= {"seconds": seconds, "examples_per_second": examples / max(seconds, 1e-9)}
@@ -359,7 +393,8 @@ class Trainer:
 
     def _save(self, state: State) -> None:
         if self.checkpoints is not None and self.runtime.checkpoint_every is not None:
-            self.checkpoints.save(state)
+            with self.profile.part("checkpoint"):
+                self.checkpoints.save(state)
 
 
 def ordered_multipliers(phase: ResolvedPhase) -> np.ndarray:
