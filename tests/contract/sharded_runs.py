@@ -24,14 +24,16 @@ from tunekit.session import session
 from tunekit.training.spec import MeshSpec
 
 FAMILIES = ("vit", "llama")
-METHODS = ("full", "lora")
 MESHES: dict[str, Any] = {
     "data": "data",
     "fsdp": "fsdp",
     "tensor": MeshSpec(data=None, tensor=4),
     "data_fsdp": MeshSpec(data=2, fsdp=4),
     "all": MeshSpec(data=2, fsdp=2, tensor=2),
+    "micro": MeshSpec(data=2, fsdp=4),
 }
+RUNS = {"full": tuple(MESHES), "lora": ("data", "fsdp", "all")}
+"""The meshes that each method is trained on; "micro" in micro-batches, one device in one."""
 EXAMPLES, BATCH = 20, 16
 """Two batches a pass, the second with four rows that count."""
 
@@ -118,13 +120,12 @@ def main(folder: Path) -> None:
     wide_llama(folder / "llama")
     write_rows("sft", folder, EXAMPLES + 4).rename(folder / "sft.jsonl")
     for family in FAMILIES:
-        for method in METHODS:
+        for method, meshes in RUNS.items():
             alone = trained(family, method, folder, "one")
-            for name, mesh in MESHES.items():
-                report(f"{family} {method} {name}", trained(family, method, folder, mesh), alone)
-            if method == "full":
-                micro = trained(family, method, folder, MESHES["data_fsdp"], accumulate=2)
-                report(f"{family} {method} micro", micro, alone)
+            for name in meshes:
+                changes = {"accumulate": 2} if name == "micro" else {}
+                shared = trained(family, method, folder, MESHES[name], **changes)
+                report(f"{family} {method} {name}", shared, alone)
 
 
 def report(name: str, shared: dict[str, Any], alone: dict[str, Any]) -> None:
