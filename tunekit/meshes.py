@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from tunekit.data.spec import BatchSpec
 from tunekit.distributed import gathered, process_count
 from tunekit.errors import Issue, RecipeError
 from tunekit.models.model import Model
+from tunekit.models.placement import in_host_memory
 from tunekit.models.sharding import batch_shared, layout_specs
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.recipe import Recipe
@@ -61,6 +63,13 @@ def layout_on(
     check_batches(recipe, phases, sizes)
     specs = layout_specs(model, asdict(sizes), recipe.runtime.sharding)
     return Layout.on(devices, sizes, specs, lambda mesh: batch_shared(model, mesh))
+
+
+def loading_place(recipe: Recipe) -> AbstractContextManager[Any]:
+    """Returns the block in which a run's model is loaded: in host memory where devices share it."""
+    sizes = mesh_sizes(recipe.runtime.mesh, len(jax.devices()))
+    is_whole = sizes is not None and sizes.devices == sizes.data
+    return nullcontext() if is_whole else in_host_memory()
 
 
 def check_batches(recipe: Recipe, phases: Sequence[ResolvedPhase], sizes: MeshSizes) -> None:

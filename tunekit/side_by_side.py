@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import jax
@@ -70,7 +70,7 @@ def run_members(
         preparation = _preparation(recipe, model, goes_on=goes_on)
         groups.setdefault(preparation, []).append(index)
     for indices in groups.values():
-        first = recipes[indices[0]]
+        first = _on_one_device(recipes[indices[0]])
         with _untouched(model), session(first, model, data, store) as ready:
             ready.feeder.note = shown.note
             sessions = {index: ready.of(recipes[index]) for index in indices}
@@ -80,6 +80,11 @@ def run_members(
             }
             found |= _run_prepared(sessions, trainers, shown)
     return [found[index] for index in range(len(recipes))]
+
+
+def _on_one_device(recipe: Recipe) -> Recipe:
+    """The recipe of a run on the first device, which the members share side by side."""
+    return recipe.model_copy(update={"runtime": replace(recipe.runtime, mesh="one")})
 
 
 def result_of(
