@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from tunekit.errors import CheckpointError, Issue, RecipeError
 from tunekit.evaluation.audit import audit
 from tunekit.evaluation.embedding_head import fit_head
 from tunekit.feeds import Feeder, training_pixels
-from tunekit.meshes import layout_of
+from tunekit.meshes import layout_of, loading_place
 from tunekit.models.model import Model
 from tunekit.phases import phases_of
 from tunekit.plans.resolve import ResolvedPhase
@@ -40,7 +40,9 @@ from tunekit.text_answers import metrics_on
 from tunekit.text_feeds import TextFeeder
 from tunekit.training.checkpoints import Checkpoints
 from tunekit.training.layout import Layout
+from tunekit.training.profiling import FIRST_TRACED, TRACED, Profile, Unprofiled
 from tunekit.training.progress import reporter
+from tunekit.training.spec import traced_steps
 from tunekit.training.step import Values
 from tunekit.training.trainer import Trained, Trainer
 
@@ -96,10 +98,23 @@ class Session:
             for line in self.feeder.preflight():
                 shown.note(line)
         try:
-            return self.trainer(checkpoints, reporter=shown).fit()
+            return self.trainer(checkpoints, reporter=shown, profile=self._profile()).fit()
         finally:
             if checkpoints is not None:
                 checkpoints.close()
+
+    def _profile(self) -> Unprofiled:
+        runtime = self.recipe.runtime
+        if not runtime.profile:
+            return Unprofiled()
+        steps = sum(phase.steps for phase in self.phases)
+        first = min(FIRST_TRACED, max(steps - TRACED, 0))
+        told = runtime.profile_steps
+        return Profile(
+            None if runtime.out is None else Path(runtime.out).expanduser() / "profile",
+            traced_steps(told) if told else range(first, first + TRACED),
+            self.recipe.backbone.dtype.removeprefix("mixed_"),
+        )
 
     def result(self, trained: Trained, before: Values, *, seconds: float) -> Result:
         """Returns the result of the model as it is.
@@ -132,6 +147,11 @@ class Session:
             phases=trained.phases,
             audit=audit(before, after, names, self.model.groups()),
         )
+        report["device"]["mesh"] = str(self.layout.sizes) if self.layout else "one device"
+        report["compilation_cache"] = keep_programs().folder
+        report["unexpected_compiles"] = [each.to_json() for each in trained.unexpected]
+        if trained.profile is not None:
+            report["profile"] = trained.profile
         if answers:
             report["samples"] = answers
         task = self.task
@@ -186,7 +206,9 @@ def session(
     _check_named(recipe, model, data)
     splits, task = open_task(recipe, data)
     _check_stopping(recipe, splits)
-    with ready_model(recipe, model, task) as ready:
+    with ExitStack() as stack:
+        with loading_place(recipe):
+            ready = stack.enter_context(ready_model(recipe, model, task))
         if isinstance(task, ImageClassification):
             put_method(recipe, ready, lambda: training_pixels(recipe, ready, task, splits))
             feeder: AnyFeeder = Feeder(recipe, ready, task, splits, _store(recipe, ready, store))

@@ -25,4 +25,6 @@ def trained(recipe: Recipe) -> dict[str, Any]:
     if is_first():
         result.plot(out / "curves.png")
         plot_audit(result.report["audit"], out / "moved.png")
-    return {"metrics": result.metrics, "samples": result.report.get("samples", [])}
+    kept = {"samples": [], "profile": None}
+    shown = {name: result.report.get(name, default) for name, default in kept.items()}
+    return {"metrics": result.metrics, **shown}
