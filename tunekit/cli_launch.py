@@ -24,7 +24,7 @@ def add_launch(sub: argparse.ArgumentParser) -> None:
     about = "ray: workers of a Ray cluster; kinetic: a TPU or GPU machine in the cloud"
     engine.add_argument("--launcher", choices=("ray", "kinetic"), help=about)
     engine.add_argument("--workers", type=int, metavar="N", help="of Ray; else 1")
-    about = "of Kinetic, such as tpu-v5e-1; or of each worker of Ray: cpu, gpu or tpu"
+    about = "of Kinetic, such as tpu-v5e-1; or of each worker of Ray: cpu, gpu, gpu:8"
     engine.add_argument("--accelerator", metavar="NAME", help=about)
 
 

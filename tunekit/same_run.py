@@ -27,7 +27,7 @@ def check_same_run(recipe: Recipe, splits: Splits, model: Model) -> None:
     """
     if process_count() == 1:
         return
-    excluded = {"data": {"path", "validation", "test"}, "cache": True}
+    excluded = {"data": {"path"}, "cache": True}
     tree: dict[str, Any] = recipe.model_dump(mode="json", exclude=excluded)
     data = {f"{name} data": source.fingerprint for name, source in splits.items()}
     check_agreed({**tree, **data, "version": versions(), "weights": _sums(model)})

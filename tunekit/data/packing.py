@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tunekit.data.pipeline import Columns, Encode, Reading, order_rng, read
+from tunekit.distributed import gathered, process_count, process_index
 from tunekit.errors import DataError
 
 _AHEAD = 256
@@ -103,6 +104,8 @@ def token_lengths(
 ) -> np.ndarray:
     """Returns the number of tokens of every text: int32 [N]; encodes each once, in threads.
 
+    Of several processes each encodes its share, and all of them ask.
+
     Args:
         source: the texts.
         encode: as `SequenceBatches` takes it.
@@ -117,9 +120,15 @@ def token_lengths(
         rng = np.random.default_rng(index) if shuffle else None
         return len(read(source, encode, index, rng)["token_ids"])
 
+    first, count = process_index(), process_count()
+    own = range(first, len(source), count)
     reading = Reading(batch_size=_AHEAD, workers=workers, prefetch=1)
-    lengths = reading.rows(length, range(len(source)))
-    return np.fromiter(lengths, np.int32, len(source))
+    rows = reading.rows(lambda place: length(own[place]), range(len(own)))
+    parts = gathered(np.fromiter(rows, np.int32, len(own)).tolist(), "lengths of the texts")
+    lengths = np.empty(len(source), np.int32)
+    for place, part in enumerate(parts):
+        lengths[place::count] = part
+    return lengths
 
 
 def packed_row(texts: Sequence[Columns], by_token: frozenset[str]) -> Columns:

@@ -8,6 +8,7 @@ ray 2.60: ``ray/train/v2/jax/config.py``).
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tunekit.rendezvous import free_port
 from tunekit.result import RUN_FOLDER
 from tunekit.run import how_to_resume
 
-_KINDS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+_KINDS = {"cpu": "cpu", "gpu": "cuda"}
 """What a worker is given, and what JAX calls it."""
 
 
@@ -31,7 +32,7 @@ def run_on_ray(recipe: Recipe, *, workers: int = 1, accelerator: str = "cpu") ->
     Args:
         recipe: with `runtime.out`, a folder that all workers share.
         workers: processes.
-        accelerator: what each is given: "cpu", "gpu" or "tpu", or several as in "gpu:4".
+        accelerator: what each is given: "cpu", "gpu", or several as in "gpu:4".
 
     Raises:
         DistributedError: Ray is not installed, or a worker has failed.
@@ -86,13 +87,11 @@ def _work(config: dict[str, Any]) -> dict[str, Any]:
 
 def _joining() -> Any:
     """How Ray has its workers find together before they work."""
-    from ray.train.backend import Backend
-    from ray.train.v2.jax import JaxConfig
+    ray = import_module("ray")
+    backend, config = import_module("ray.train.backend"), import_module("ray.train.v2.jax")
 
-    class Joining(Backend):
+    class Joining(backend.Backend):
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            import ray
-
             address = worker_group.execute_single(0, _address)
             count = len(worker_group)
             joined = [
@@ -101,7 +100,7 @@ def _joining() -> Any:
             ]
             ray.get(joined)
 
-    class JoiningConfig(JaxConfig):
+    class JoiningConfig(config.JaxConfig):
         @property
         def backend_cls(self) -> Any:
             return Joining
@@ -111,9 +110,7 @@ def _joining() -> Any:
 
 def _address() -> str:
     """Where the first worker may listen, on its own machine."""
-    import ray
-
-    host = ray.util.get_node_ip_address()
+    host = import_module("ray").util.get_node_ip_address()
     return f"{host}:{free_port(host)}"
 
 
@@ -130,17 +127,15 @@ def _given(workers: int, accelerator: str) -> tuple[str, int]:
 
 
 def _ray() -> tuple[Any, Any, Any, Any]:
+    names = ("ray", "ray.train", "ray.train.v2.jax", "ray.train.v2.api.exceptions")
     try:
-        import ray
-        from ray import train
-        from ray.train.v2.api.exceptions import TrainingFailedError
-        from ray.train.v2.jax import JaxTrainer
+        ray, train, jax, exceptions = (import_module(name) for name in names)
     except ImportError as error:
         raise DistributedError(
             f"--launcher ray needs Ray Train, and it is not here ({error}): "
             "pip install 'tunekit[ray]'"
         ) from None
-    return ray, train, JaxTrainer, TrainingFailedError
+    return ray, train, jax.JaxTrainer, exceptions.TrainingFailedError
 
 
 def _reason(error: Any) -> str:
