@@ -198,7 +198,9 @@ def _both(owner: str, tail: str, end: str = "-Instruct") -> tuple[str, ...]:
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama3_8b": Architecture(
-        _llama3(4096, 32, 32, 14336), 8_030_261_248, _both("meta-llama", "Meta-Llama-3-8B")
+        _llama3(4096, 32, 32, 14336),
+        8_030_261_248,
+        (*_both("meta-llama", "Meta-Llama-3-8B"), "llama3_8b_en", "llama3_instruct_8b_en"),
     ),
     "llama3_70b": Architecture(
         _llama3(8192, 80, 64, 28672), 70_553_706_496, _both("meta-llama", "Meta-Llama-3-70B")
@@ -225,18 +227,25 @@ ARCHITECTURES: dict[str, Architecture] = {
             sliding_window=4096,
         ),
         7_241_732_096,
-        _named("mistralai", "Mistral-7B-v0.1", "Mistral-7B-Instruct-v0.1"),
+        (
+            *_named("mistralai", "Mistral-7B-v0.1", "Mistral-7B-Instruct-v0.1"),
+            *("mistral_7b_en", "mistral_instruct_7b_en"),
+        ),
     ),
     "gemma_2b": Architecture(
-        _gemma(2048, 18, 8, 1, 16384), 2_506_172_416, _both("google", "gemma-2b", "-it")
+        _gemma(2048, 18, 8, 1, 16384),
+        2_506_172_416,
+        (*_both("google", "gemma-2b", "-it"), "gemma_2b_en", "gemma_instruct_2b_en"),
     ),
     "gemma_7b": Architecture(
-        _gemma(3072, 28, 16, 16, 24576), 8_537_680_896, _both("google", "gemma-7b", "-it")
+        _gemma(3072, 28, 16, 16, 24576),
+        8_537_680_896,
+        (*_both("google", "gemma-7b", "-it"), "gemma_7b_en", "gemma_instruct_7b_en"),
     ),
     "qwen2_5_0_5b": Architecture(
         _qwen2_5(896, 24, 14, 2, 4864, length=32768, tied=True),
         494_032_768,
-        _both("Qwen", "Qwen2.5-0.5B"),
+        (*_both("Qwen", "Qwen2.5-0.5B"), "qwen2.5_0.5b_en", "qwen2.5_instruct_0.5b_en"),
     ),
     "qwen2_5_1_5b": Architecture(
         _qwen2_5(1536, 28, 12, 2, 8960, tied=True), 1_543_714_304, _both("Qwen", "Qwen2.5-1.5B")
@@ -244,7 +253,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2_5_3b": Architecture(
         _qwen2_5(2048, 36, 16, 2, 11008, length=32768, tied=True),
         3_085_938_688,
-        _both("Qwen", "Qwen2.5-3B"),
+        (*_both("Qwen", "Qwen2.5-3B"), "qwen2.5_3b_en"),
     ),
     "qwen2_5_7b": Architecture(
         _qwen2_5(3584, 28, 28, 4, 18944), 7_615_616_512, _both("Qwen", "Qwen2.5-7B")
@@ -271,10 +280,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         _both("HuggingFaceTB", "SmolLM2-1.7B"),
     ),
     "bert_base": Architecture(
-        _bert(768, 12, 12), 109_482_240, _named("google-bert", "bert-base-uncased")
+        _bert(768, 12, 12),
+        109_482_240,
+        (*_named("google-bert", "bert-base-uncased"), "bert_base_en_uncased"),
     ),
     "bert_large": Architecture(
-        _bert(1024, 24, 16), 335_141_888, _named("google-bert", "bert-large-uncased")
+        _bert(1024, 24, 16),
+        335_141_888,
+        (*_named("google-bert", "bert-large-uncased"), "bert_large_en_uncased"),
     ),
     "distilbert_base": Architecture(
         {
@@ -288,12 +301,12 @@ ARCHITECTURES: dict[str, Architecture] = {
             "pad_token_id": 0,
         },
         66_362_880,
-        _named("distilbert", "distilbert-base-uncased"),
+        (*_named("distilbert", "distilbert-base-uncased"), "distil_bert_base_en_uncased"),
     ),
     "minilm_l6": Architecture(
         _bert(384, 6, 12),
         22_713_216,
-        _named("sentence-transformers", "all-MiniLM-L6-v2"),
+        (*_named("sentence-transformers", "all-MiniLM-L6-v2"), "all_minilm_l6_v2_en"),
         settings={"sentence_pooling": "avg", "max_length_tokens": 256},
     ),
     "vit_small_16": Architecture(_vit(384, 12, 6), 21_665_664, keras_hub="ViTBackbone"),

@@ -121,7 +121,12 @@ def read_gguf(path: Path) -> GGUF:
 
 
 def write_folder(
-    file: GGUF, folder: Path, *, dtype: str = "float32", tokenizer: Path | None = None
+    file: GGUF,
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    tokenizer: Path | None = None,
+    weights: bool = True,
 ) -> None:
     """Writes a Hugging Face folder of `file`: model, config and tokenizer.
 
@@ -130,6 +135,7 @@ def write_folder(
         folder: made where missing.
         dtype: of the tensors; "float32" loses nothing of what the file says, "float16" little.
         tokenizer: a tokenizer.json to copy; `None` rebuilds it from the file's vocabulary.
+        weights: whether the tensors are written.
 
     Raises:
         ModelError: the tokenizer is of a kind that cannot be rebuilt.
@@ -142,15 +148,18 @@ def write_folder(
     for name, content in files.items():
         text = json.dumps(content, ensure_ascii=False, indent=2)
         (folder / name).write_text(text, encoding="utf-8")
+    if not weights:
+        return
     tensors = {name: np.ascontiguousarray(file.tensor(name), dtype) for name in file.names}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @contextmanager
-def as_folder(path: Path) -> Iterator[Path]:
+def as_folder(path: Path, *, weights: bool = True) -> Iterator[Path]:
     """A Hugging Face folder with the contents of a GGUF file, gone after the block.
 
-    A tokenizer.json beside the file stands before the one that is rebuilt from it.
+    A tokenizer.json beside the file stands before the one that is rebuilt from it. Without
+    `weights` it holds no tensors.
 
     Example:
         >>> with as_folder(Path("SmolLM2-135M-Instruct.Q4_1.gguf")) as folder:
@@ -158,7 +167,8 @@ def as_folder(path: Path) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="tunekit-gguf-") as folder:
         own = path.with_name("tokenizer.json")
-        write_folder(read_gguf(path), Path(folder), tokenizer=own if own.is_file() else None)
+        tokenizer = own if own.is_file() else None
+        write_folder(read_gguf(path), Path(folder), tokenizer=tokenizer, weights=weights)
         yield Path(folder)
 
 

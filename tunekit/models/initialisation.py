@@ -7,11 +7,11 @@ EfficientNet-Lite0 takes 12 s to build, of which its weights overwrite all. `wit
 builds it in 0.4 s. `seeded` draws with NumPy from a seed of its own, so that a model without
 pretrained weights is the same in every process and Keras' global seed is left alone.
 
-Replaces the private methods ``_initialize_with_initializer``, ``_direct_assign`` and
-``_convert_to_tensor`` of Keras' JAX variable and the functions of
-``keras.src.backend.jax.random`` for the length of a block, and reads ``RandomInitializer``,
-``in_stateless_scope`` and a variable's ``_value`` and ``_initializer``, as of Keras 3.15. A
-variable without a ``_value`` is one that Keras itself knows: when read it asks its initializer.
+Replaces the methods ``_initialize_with_initializer``, ``_direct_assign``, ``_convert_to_tensor``
+and ``__array__`` of Keras' JAX variable and the functions of ``keras.src.backend.jax.random`` for
+the length of a block, and reads ``RandomInitializer``, ``in_stateless_scope`` and a variable's
+``_value`` and ``_initializer``, as of Keras 3.15. A variable without a ``_value`` is one that Keras
+itself knows: when read it asks its initializer.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def shapes_only() -> Iterator[None]:
     """Variables built in this block have a shape and a dtype, and never a value.
 
     ``variable.value`` is a `jax.ShapeDtypeStruct`, afterwards too; while Keras infers shapes it is
-    zeros, which a trace need not hold. What is assigned to them in the block is dropped.
+    zeros, which a trace need not hold. For NumPy it is zeros within the block, of no memory; what
+    is assigned to them there is dropped.
     `without_values` and `seeded` do nothing inside.
 
     Example:
@@ -80,6 +81,7 @@ def shapes_only() -> Iterator[None]:
     """
     variable_class: Any = Variable
     assign, convert = Variable._direct_assign, Variable._convert_to_tensor
+    as_array = Variable.__array__
 
     def direct_assign(variable: Any, value: Any) -> None:
         if not has_shape_only(variable):
@@ -89,19 +91,29 @@ def shapes_only() -> Iterator[None]:
         is_shape = isinstance(value, jax.ShapeDtypeStruct)
         return value if is_shape else convert(variable, value, dtype=dtype)
 
+    def array(variable: Any, dtype: Any = None) -> np.ndarray:
+        if not has_shape_only(variable):
+            return as_array(variable, dtype)
+        zero = np.zeros((), jnp.dtype(dtype or variable._dtype))
+        return np.broadcast_to(zero, variable._shape)
+
     replacements = {
         "_initialize_with_initializer": _hold_shape,
         "_direct_assign": direct_assign,
         "_convert_to_tensor": convert_to_tensor,
+        "__array__": array,
     }
-    before = {name: vars(Variable)[name] for name in replacements}
+    before = {name: vars(Variable).get(name) for name in replacements}
     for name, replacement in replacements.items():
         setattr(variable_class, name, replacement)
     try:
         yield
     finally:
         for name, method in before.items():
-            setattr(variable_class, name, method)
+            if method is None:  # It is inherited.
+                delattr(variable_class, name)
+            else:
+                setattr(variable_class, name, method)
 
 
 def has_shape_only(variable: Any) -> bool:

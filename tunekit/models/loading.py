@@ -136,11 +136,14 @@ def load_backbone(
 def has_depth(source: str | Path) -> bool:
     """Returns whether `source` is a config that says how many blocks there are, all of one kind.
 
-    A name of the catalogue may be, or a Hugging Face folder.
+    A name of the catalogue may be, a Hugging Face folder or a GGUF file.
     """
+    path = Path(source).expanduser()
     if str(source) in catalogue.names():
         return catalogue.depth_of(str(source)) is not None
-    config = read_json(Path(source).expanduser() / "config.json")
+    if path.suffix == ".gguf":
+        return path.is_file()
+    config = read_json(path / "config.json")
     return "model_type" in config and huggingface.depth_key(config) is not None
 
 
@@ -166,8 +169,8 @@ def _load(
     if path.is_dir():
         return _load_folder(path, spec, seed, depth)
     if path.is_file() and path.suffix == ".gguf":
-        with gguf.as_folder(path) as folder:
-            return replace(_load_folder(folder, spec, seed), source=str(path))
+        with gguf.as_folder(path, weights=spec.pretrained) as folder:
+            return replace(_load_folder(folder, spec, seed, depth), source=str(path))
     if path.is_file() and path.suffix == ".keras":
         model: Any = keras.models.load_model(path, compile=False)
         return functional.load_model(model, spec, seed=seed)

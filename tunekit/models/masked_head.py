@@ -106,17 +106,31 @@ def load(
     decoder = f"{names.decoder}.weight"
     # A tied decoder may have been saved beside the embedding that it is.
     tied = config.get("tie_word_embeddings", True) or decoder not in weights
-    # RoBERTa's head has GELU whatever its blocks have.
-    by_family = {"bert": config.get("hidden_act"), "distilbert": config.get("activation")}
     with without_values():
-        projection = language_head(body, tied=tied)
-        head = MaskedHead(projection, _dim(body), by_family.get(kind) or "gelu", epsilon)
+        head = build(body, config, epsilon, tied=tied)
     weights.dense(head.transform, names.transform)
     weights.layer_norm(head.norm, names.norm)
     weights.assign(head.bias, weights.take(names.bias), names.bias)
     if not tied:
-        weights.dense(projection, names.decoder)
+        weights.dense(head.projection, names.decoder)
     return head
+
+
+def build(
+    body: keras.Model, config: Mapping[str, Any], epsilon: float, *, tied: bool = True
+) -> MaskedHead:
+    """Returns the head of a model with this config.json, its weights fresh.
+
+    Args:
+        body: the encoder.
+        config: of a BERT, RoBERTa or DistilBERT.
+        epsilon: of the normalisation.
+        tied: whether it shares the embedding.
+    """
+    # RoBERTa's head has GELU whatever its blocks have.
+    by_family = {"bert": config.get("hidden_act"), "distilbert": config.get("activation")}
+    name = by_family.get(config["model_type"]) or "gelu"
+    return MaskedHead(language_head(body, tied=tied), _dim(body), name, epsilon)
 
 
 def with_masked_head(backbone: Backbone) -> Backbone:

@@ -148,7 +148,10 @@ def _built(folder: Path, config: Config, family: _Family, spec: BackboneSpec, se
     if not spec.pretrained:
         with seeded(seed):
             body = family.build(config)
-            return _Parts(body, None if tied is None else language_head(body, tied=tied))
+            head = None if tied is None else language_head(body, tied=tied)
+            if is_whole and family.epsilon is not None and _is_masked_lm(config):
+                head = masked_head.build(body, config, family.epsilon(config))
+            return _Parts(body, head)
     weights = TorchWeights(folder, prefix=family.prefix)
     if tied is False and "lm_head.weight" not in weights:
         if _is_language_model(config):
@@ -183,6 +186,10 @@ def _tied(config: Config, family: _Family) -> bool | None:
     if config.get("architectures") and not _is_language_model(config):
         return None
     return config.get("tie_word_embeddings", family.tied)
+
+
+def _is_masked_lm(config: Config) -> bool:
+    return any("ForMaskedLM" in name for name in config.get("architectures") or ())
 
 
 def _is_language_model(config: Config) -> bool:

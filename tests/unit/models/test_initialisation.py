@@ -1,10 +1,19 @@
 """First values of variables: none while weights are to come, seeded where they are not."""
 
+import jax
 import keras
 import numpy as np
 import pytest
+from keras.src.backend.jax.core import Variable
 
-from tunekit.models.initialisation import seeded, without_values
+from tunekit.models.forward import Forward
+from tunekit.models.initialisation import (
+    has_shape_only,
+    have_shapes_only,
+    seeded,
+    shapes_only,
+    without_values,
+)
 
 
 def build() -> keras.Model:
@@ -77,3 +86,44 @@ def test_keras_draws_as_before_after_an_error_in_the_block() -> None:
     keras.utils.set_random_seed(0)
     assert np.array_equal(first, np.asarray(keras.Variable("he_normal", shape=(3, 3))))
     assert first.any()
+
+
+def test_variables_of_shapes_only_have_no_value_in_the_block_and_none_after_it() -> None:
+    with shapes_only():
+        model = build()
+        kernel = model.layers[1].kernel
+        assert np.asarray(kernel).nbytes == kernel.shape[0] ** 2 * 3 * 5 * 4
+        kernel.assign(np.ones((3, 3, 3, 5)))
+    assert have_shapes_only(model.variables)
+    assert all(isinstance(v.value, jax.ShapeDtypeStruct) for v in model.variables)
+    assert kernel.value == jax.ShapeDtypeStruct((3, 3, 3, 5), "float32")
+
+
+def test_a_network_of_shapes_only_is_traced_as_one_of_values() -> None:
+    def program(model: keras.Model) -> str:
+        forward = Forward.of(model)
+        images = jax.ShapeDtypeStruct((2, 4, 4, 3), "float32")
+        run = jax.jit(lambda values, images: forward(values, images, training=False)[0])
+        return run.lower(forward.values(), images).as_text()
+
+    with shapes_only():
+        model = build()
+    with seeded(0):
+        assert program(model) == program(build())
+
+
+def test_no_memory_is_taken_by_variables_of_any_size() -> None:
+    with shapes_only(), seeded(0), without_values() as placeholders:
+        layer = keras.layers.Dense(10**6)
+        layer.build((None, 10**6))
+        array = np.asarray(layer.kernel)
+    assert array.shape == (10**6, 10**6) and array.strides == (0, 0)
+    assert placeholders.values == []
+
+
+def test_keras_has_its_own_methods_back_after_an_error_in_shapes_only() -> None:
+    before = dict(vars(Variable))
+    with pytest.raises(ZeroDivisionError), shapes_only():
+        _ = 1 / 0
+    assert dict(vars(Variable)) == before
+    assert not has_shape_only(keras.Variable("zeros", shape=(3,)))
