@@ -183,8 +183,9 @@ def amount(number: float) -> str:
     while scaled >= 999.5 and len(units) > 1:
         scaled /= 1000
         units.pop(0)
-    digits = 0 if scaled >= 99.5 or scaled == int(scaled) else 1 if scaled >= 9.95 else 2
-    return f"{scaled:.{digits}f} {units[0]}".rstrip() + (" " if units[0] == "" and digits else "")
+    if not units[0]:
+        return f"{scaled:.0f}"
+    return f"{scaled:.{0 if scaled >= 99.95 else 1 if scaled >= 9.995 else 2}f} {units[0]}"
 
 
 def gibibytes(count: float) -> str:
