@@ -197,7 +197,7 @@ class Peers:
             threading.Event().wait()
         self._leaving.set()
         advice = f" {self.advice()}" if code == LOST else ""
-        exit_with(code, f"tunekit: {text}.{advice}")
+        exit_with(code, f"tunekit: {text.rstrip('.')}.{advice}")
 
 
 def exit_with(code: int, text: str = "") -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -239,6 +240,8 @@ def _built(config: Mapping[str, Any]) -> keras.Model:
     text = json.dumps(config)
     if "keras_hub" in text:
         hub.keras_hub()  # registers its classes
+    if "tunekit>" in text:
+        importlib.import_module("tunekit.models.loading")  # registers ours
     try:
         with hub.tensorflow_hidden(), without_values():
             return keras.saving.deserialize_keras_object(json.loads(text), safe_mode=True)

@@ -19,7 +19,7 @@ from tests.processes import codes, free_address, said, started, wait_until
 
 pytestmark = pytest.mark.real
 
-PATIENCE = 300
+PATIENCE = 900
 """Seconds for a run on a machine that has other things to do."""
 NOTICED = 60
 """Seconds within which a process ends whose peer is dead."""

@@ -8,11 +8,12 @@ ray 2.60: ``ray/train/v2/jax/config.py``).
 from __future__ import annotations
 
 import os
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tunekit.distributed import await_end, initialise, part, tell
+from tunekit.distributed import await_end, initialise, part
 from tunekit.errors import DistributedError, TunekitError
 from tunekit.launch.work import trained
 from tunekit.recipe import Recipe
@@ -38,14 +39,17 @@ def run_on_ray(recipe: Recipe, *, workers: int = 1, accelerator: str = "cpu") ->
         DistributedError: Ray is not installed, or a worker has failed.
     """
     kind, count = _given(workers, accelerator)
+    if "RAY_ADDRESS" not in os.environ:
+        # A cluster of one's own is nobody else's: Ray then uses this machine's loopback address.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     ray, train, jax_trainer, failed = _ray()
     assert recipe.runtime.out is not None
     out = Path(recipe.runtime.out).expanduser().absolute()
+    records = out.with_name(f".{out.name}.ray")
     started_here = not ray.is_initialized()
     if started_here:
-        # A cluster of one's own is nobody else's: it listens on this machine alone.
-        own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        ray.init(**({} if "RAY_ADDRESS" in os.environ else own))
+        # Without its dashboard one of Ray's own workers warns every second.
+        ray.init(include_dashboard=False, logging_config=ray.LoggingConfig(log_level="ERROR"))
     trainer = jax_trainer(
         _work,
         train_loop_config={"recipe": recipe.model_dump(mode="json"), "folder": os.getcwd()},
@@ -56,7 +60,7 @@ def run_on_ray(recipe: Recipe, *, workers: int = 1, accelerator: str = "cpu") ->
             resources_per_worker={kind.upper(): count},
         ),
         run_config=train.RunConfig(
-            storage_path=str(out / "ray"),
+            storage_path=str(records),
             worker_runtime_env={"env_vars": {"JAX_PLATFORMS": _KINDS[kind]}},
         ),
     )
@@ -66,6 +70,7 @@ def run_on_ray(recipe: Recipe, *, workers: int = 1, accelerator: str = "cpu") ->
         message = f"{_reason(error)} {how_to_resume(out / RUN_FOLDER)}"
         raise DistributedError(message) from error
     finally:
+        shutil.rmtree(records, ignore_errors=True)
         if started_here:
             ray.shutdown()
 
@@ -79,8 +84,7 @@ def _work(config: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         if not isinstance(error, TunekitError):
             await_end()
-        tell(1, f"{type(error).__name__}: {error}")
-        raise
+        raise  # To Ray, which ends the other workers.
     part()
     return found
 
@@ -139,9 +143,14 @@ def _ray() -> tuple[Any, Any, Any, Any]:
 
 
 def _reason(error: Any) -> str:
-    """What each worker failed of, in a line."""
+    """What the workers failed of; that of one which said it, where another only ended with it."""
     failures = getattr(error, "worker_failures", None) or {"?": error}
-    lines = {
-        rank: str(each).strip().splitlines() or [repr(each)] for rank, each in failures.items()
-    }
-    return " ".join(f"worker {rank} of Ray failed: {text[-1]}." for rank, text in lines.items())
+    texts = {rank: str(each).strip() for rank, each in failures.items()}
+    said = {rank: text for rank, text in texts.items() if "actor died" not in text}
+    if said:
+        lines = {rank: text.splitlines()[-1].rstrip(".") for rank, text in said.items()}
+        return " ".join(f"Worker {rank} of Ray failed: {line}." for rank, line in lines.items())
+    return (
+        "A worker of Ray is gone, and the others ended with it: it was killed, or its machine had "
+        "no memory left. What they said last is above, and in Ray's own logs."
+    )

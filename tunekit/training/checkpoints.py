@@ -19,6 +19,7 @@ from tunekit.models.forward import Forward
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.training.layout import Layout
+from tunekit.training.loss_scale import first_scale, needs_scaling
 from tunekit.training.optimizers import initial_states
 from tunekit.training.state import Progress, State, moving_statistics
 from tunekit.training.step import Carried, Values
@@ -64,6 +65,7 @@ class Checkpoints:
             "moved": state.moved(),
             "optimizer": state.carried.optimizer,
             "ema": state.carried.ema,
+            "loss_scale": state.carried.loss_scale,
             "best": state.best or {},
             "phase_best": state.phase_best or {},
         }
@@ -122,9 +124,9 @@ class Checkpoints:
             "ema": trainable if optimizer.ema is not None else {},
             "best": {name: moved[name] for name in host["best_names"]},
             "phase_best": {name: current[name] for name in host["phase_best_names"]},
+            "loss_scale": jax.eval_shape(first_scale) if needs_scaling(forward) else {},
         }
-        if layout is not None:
-            template = layout.templates(template)
+        template = _on_one_device(template) if layout is None else layout.templates(template)
         template = {key: tree for key, tree in template.items() if tree}
         arrays = self._restored(step, arrays=ocp.args.StandardRestore(template))["arrays"]
         mutable = moving_statistics(forward, phases[progress.phase])
@@ -155,6 +157,14 @@ def _score(metrics: Mapping[str, float]) -> float:
     return metrics["score"]
 
 
+def _on_one_device(template: Any) -> Any:
+    """The shapes of arrays that are read whole here, whatever they were shared by when written."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), template
+    )
+
+
 def _zeros(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> Values:
     return {name: jax.numpy.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}
 
@@ -172,6 +182,7 @@ def _state(
         mutable={name: moved[name] for name in mutable},
         optimizer=arrays.get("optimizer", {}),
         ema=arrays.get("ema", {}),
+        loss_scale=arrays.get("loss_scale", {}),
     )
     taken = {*trainable, *mutable}
     values = {**forward.values(), **moved}
