@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tunekit.errors import RecipeError
@@ -56,3 +58,10 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest(
 ) -> None:
     with pytest.raises(RecipeError, match=rf"batch.size: {size} .*nearest that do: {near}\."):
         check_batch("batch", size, accumulate, MeshSizes(data=2, fsdp=4))
+
+
+def test_the_page_shows_the_refusal_of_a_batch_as_it_is() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "devices.md").read_text(encoding="utf-8")
+    with pytest.raises(RecipeError) as refused:
+        check_batch("batch", 30, 1, MeshSizes(fsdp=8))
+    assert str(refused.value.issues[0]) in page
