@@ -1,32 +1,24 @@
 """Several processes as one run: joined before JAX begins, and asked the same everywhere.
 
-In a single process every question here costs nothing and is answered at once. Of JAX' private
-names, the detection of clusters is used (read from jax 0.10.2: ``jax/_src/clusters``).
+In a single process every question here costs nothing and is answered at once.
 """
 
 from __future__ import annotations
 
 import atexit
-import hashlib
-import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, TextIO
 
 from tunekit.errors import DistributedError, TunekitError
-from tunekit.peers import Peers, Place, exit_with
+from tunekit.peers import Peers, exit_with
+from tunekit.place import WAIT_SECONDS, found_place
 from tunekit.rendezvous import join
 
-WAIT_SECONDS = 300.0
-"""For all processes to start."""
-ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-"""Environment variables that stand in for arguments of `initialise`."""
 LOG = "TUNEKIT_LOG"
 """Environment variable: begins the names of the files in which the other processes speak."""
-_OPTIONS = {"coordinator": ADDRESS, "processes": COUNT, "process": INDEX}
 _HEARTBEAT_SECONDS = 50
 """Of JAX' own service, which is only the second to notice a death."""
 
@@ -60,7 +52,7 @@ def initialise(
     if _peers is not None:
         return
     given = {"coordinator": coordinator, "processes": processes, "process": process}
-    place, devices = _place(given)
+    place, devices = found_place(given)
     if place is None or place.count == 1:
         return
     import jax
@@ -129,63 +121,6 @@ def together(what: str) -> None:
     gathered(None, what)
 
 
-def check_agreed(what: Mapping[str, Any]) -> None:
-    """Passes where every process has the same here.
-
-    Args:
-        what: JSON values by the name that an error gives them; mappings within are looked into.
-
-    Raises:
-        DistributedError: they differ; says in what.
-    """
-    if process_count() == 1:
-        return
-    flat = dict(_flat("", json.loads(json.dumps(what, default=str))))
-    digests = {name: hashlib.sha256(json.dumps(v).encode()).hexdigest() for name, v in flat.items()}
-    shown = {name: json.dumps(value)[:120] for name, value in flat.items()}
-    everyone = gathered([digests, shown], "the recipe and the data")
-    differences = []
-    for index, (theirs, texts) in enumerate(everyone):
-        first, first_texts = everyone[0]
-        for name in sorted(first.keys() | theirs.keys()):
-            if first.get(name) != theirs.get(name):
-                ours, other = first_texts.get(name, "absent"), texts.get(name, "absent")
-                differences.append(f"{name} is {ours} in process 0 and {other} in process {index}")
-    if differences:
-        more = f", and {len(differences) - 5} more" if differences[5:] else ""
-        raise DistributedError(
-            f"the processes are not of one run: {'; '.join(differences[:5])}{more}. Give all of "
-            "them the same recipe, overrides and data."
-        )
-
-
-def check_shared(folder: Path) -> None:
-    """Passes where `folder` is the same one in every process; made if absent.
-
-    Raises:
-        DistributedError: a process does not find there what process 0 wrote.
-    """
-    if process_count() == 1:
-        return
-    token = folder / ".tunekit-shared"
-    word = gathered(os.urandom(8).hex(), "a word")[0]
-    if is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        token.write_text(word)
-    together("a word written")
-    found = token.is_file() and token.read_text() == word
-    finders = gathered(found, "a word read")
-    if is_first():
-        token.unlink(missing_ok=True)
-    without = [str(index) for index, finds in enumerate(finders) if not finds]
-    if without:
-        raise DistributedError(
-            f"runtime.out: {folder} is not one folder for all processes: what process 0 writes "
-            f"there, process {', '.join(without)} does not find. Name one on a file system that "
-            "all share."
-        )
-
-
 def advise(text: Callable[[], str]) -> None:
     """Sets what a process prints last when another one is gone: what to do."""
     if _peers is not None:
@@ -238,58 +173,6 @@ def _part_at_exit() -> None:
     part()
 
 
-def _place(given: Mapping[str, Any]) -> tuple[Place | None, Any]:
-    """Where this process stands, and which devices are its own; `None` where it is alone."""
-    told = {name: os.environ.get(variable) for name, variable in _OPTIONS.items()}
-    told |= {name: value for name, value in given.items() if value is not None}
-    devices = None
-    if None in told.values() and (cluster := _cluster()) is not None:
-        found, devices = cluster
-        told |= {name: found[name] for name, value in told.items() if value is None}
-    missing = [name for name, value in told.items() if value is None]
-    if len(missing) == len(told):
-        return None, None
-    if missing:
-        raise DistributedError(
-            f"expected --coordinator, --processes and --process together, got no "
-            f"{' and no '.join(f'--{name}' for name in missing)}. The environment variables "
-            f"{', '.join(_OPTIONS.values())} can stand for them."
-        )
-    return _checked(**told), devices
-
-
-def _checked(coordinator: Any, processes: Any, process: Any) -> Place:
-    host, _, port = str(coordinator).rpartition(":")
-    if not host or not port.isdigit():
-        raise DistributedError(f"--coordinator: expected HOST:PORT, got {coordinator!r}")
-    count, index = _whole("processes", processes), _whole("process", process)
-    if not 0 <= index < count:
-        raise DistributedError(
-            f"--process: expected 0 to {count - 1} of {count} processes, got {index}"
-        )
-    return Place(host.strip("[]"), int(port), index, count)
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise DistributedError(f"--{name}: expected a whole number, got {value!r}") from None
-
-
-def _cluster() -> tuple[dict[str, Any], Any] | None:
-    """What JAX knows of the cluster that this process is started in, and its devices there."""
-    import jax  # noqa: F401  (fills the list of clusters)
-    from jax._src.clusters import ClusterEnv
-
-    kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
-    if not any(kind.is_env_present() for kind in kinds):
-        return None
-    detect = ClusterEnv.auto_detect_unset_distributed_params
-    address, count, index, devices = detect(None, None, None, None, None, int(WAIT_SECONDS))
-    return {"coordinator": address, "processes": count, "process": index}, devices
-
-
 def _check_untouched() -> None:
     """Passes where JAX has neither devices nor processes yet."""
     import jax
@@ -305,11 +188,3 @@ def _check_untouched() -> None:
 
 def _is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
-
-
-def _flat(prefix: str, value: Any) -> Any:
-    if not isinstance(value, dict) or not value:
-        yield prefix, value
-        return
-    for key, item in value.items():
-        yield from _flat(f"{prefix}.{key}" if prefix else str(key), item)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from tunekit.errors import DistributedError
+from tunekit.place import Place
 
 LOST = 75
 """Exit code where another process is gone: the run can be tried again (EX_TEMPFAIL)."""
@@ -28,20 +29,6 @@ _SILENCE_SECONDS = 30
 """Until a machine that answers nothing, not even the kernel's questions, counts as gone."""
 _ECHO_SECONDS = 10.0
 """Within which another's end is noticed, where this process fails because of it."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which process this is, and where process 0 listens."""
-
-    host: str
-    port: int
-    index: int
-    count: int
-
-    def __str__(self) -> str:
-        """Returns the address of process 0."""
-        return f"{self.host}:{self.port}"
 
 
 @dataclass(eq=False)

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from tunekit.errors import DistributedError
-from tunekit.peers import Line, Peers, Place
+from tunekit.peers import Line, Peers
+from tunekit.place import Place
 
 _HELLO_SECONDS = 10.0
 """For the first line of a connection; whoever says nothing is none of ours."""

@@ -10,7 +10,8 @@ from typing import Any
 
 import keras
 
-from tunekit.distributed import advise, check_shared, is_first, together
+from tunekit.agreement import check_shared
+from tunekit.distributed import advise, is_first, together
 from tunekit.folder import check_replaceable
 from tunekit.models.model import Model
 from tunekit.recipe import Recipe

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tunekit.agreement import check_agreed
 from tunekit.data.source import Splits
-from tunekit.distributed import check_agreed, process_count
+from tunekit.distributed import process_count
 from tunekit.models.model import Model
 from tunekit.recipe import Recipe
 from tunekit.report.run import versions

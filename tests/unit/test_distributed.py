@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from tests.processes import codes, free_address, said, started
-from tunekit import distributed
-from tunekit.distributed import check_agreed, gathered, initialise, is_first, process_count
+from tunekit.agreement import check_agreed
+from tunekit.distributed import gathered, initialise, is_first, process_count
 from tunekit.errors import DistributedError
-from tunekit.peers import Peers, Place
+from tunekit.peers import Peers
+from tunekit.place import Place, found_place
 from tunekit.rendezvous import join
 
 HOST = "127.0.0.1"
@@ -167,19 +168,30 @@ def test_environment_variables_stand_in_for_options(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("JAX_NUM_PROCESSES", "8")
     monkeypatch.setenv("JAX_PROCESS_ID", "3")
     options: Any = {"coordinator": None, "processes": None, "process": 5}
-    assert distributed._place(options) == (Place("::1", 1234, 5, 8), None)
+    assert found_place(options) == (Place("::1", 1234, 5, 8), None)
     monkeypatch.setenv("JAX_NUM_PROCESSES", "many")
     with pytest.raises(DistributedError, match="--processes: expected a whole number, got 'many'"):
-        distributed._place(options)
+        found_place(options)
 
 
 def test_what_slurm_says_of_a_step_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     said = {"SLURM_JOB_ID": "77", "SLURM_STEP_NODELIST": "node[003,007]", "SLURM_NTASKS": "2"}
     for name, value in {**said, "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}.items():
         monkeypatch.setenv(name, value)
-    place, devices = distributed._place({"coordinator": None, "processes": None, "process": None})
+    place, devices = found_place({"coordinator": None, "processes": None, "process": None})
     assert place is not None and (place.host, place.index, place.count) == ("node003", 1, 2)
     assert devices == [0]
+
+
+def test_a_pod_that_is_of_no_indexed_job_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.delenv("JOB_COMPLETION_INDEX", raising=False)
+    asked = {"coordinator": None, "processes": None, "process": None}
+    assert found_place(asked) == (None, None)
+    # Of such a job, JAX asks for the package that finds the others.
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    with pytest.warns(UserWarning, match="jax\\[k8s\\]"):
+        found_place(asked)
 
 
 def test_jax_that_has_its_devices_cannot_be_joined() -> None:
@@ -192,20 +204,20 @@ def test_jax_that_has_its_devices_cannot_be_joined() -> None:
 
 SCRIPT = """
 import os, sys
-from functools import partial
 from pathlib import Path
-from tunekit import distributed
-from tunekit.cli import main
+from tunekit.agreement import check_agreed, check_shared
+from tunekit.distributed import initialise
+from tunekit.errors import DistributedError
 place, task = sys.argv[1:3]
 address, count, index = place.split(",")
 os.chdir(sys.argv[3])
-distributed.initialise(address, int(count), int(index), wait_seconds=60)
+initialise(address, int(count), int(index), wait_seconds=60)
 try:
     if task == "shared":
-        distributed.check_shared(Path("out"))
+        check_shared(Path("out"))
     if task == "agreed":
-        distributed.check_agreed({"plan": {"rate": 0.1 + int(index)}, "seed": 0})
-except distributed.DistributedError as error:
+        check_agreed({"plan": {"rate": 0.1 + int(index)}, "seed": 0})
+except DistributedError as error:
     print(error)
 """
 

@@ -37,6 +37,8 @@ FILES = {
     "compilation_cache": "ground",
     "distributed": "ground",
     "peers": "ground",
+    "place": "ground",
+    "agreement": "ground",
     "rendezvous": "ground",
     "saved": "result",
     "folder": "ground",

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tunekit.cli import _parsers
-from tunekit.distributed import ADDRESS, COUNT, INDEX
+from tunekit.place import ADDRESS, COUNT, INDEX
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "several_machines.md"
