@@ -9,14 +9,14 @@ pretrained weights is the same in every process and Keras' global seed is left a
 
 Replaces the methods ``_initialize_with_initializer``, ``_direct_assign``, ``_convert_to_tensor``
 and ``__array__`` of Keras' JAX variable and the functions of ``keras.src.backend.jax.random`` for
-the length of a block, and reads ``RandomInitializer``, ``in_stateless_scope`` and a variable's
-``_value`` and ``_initializer``, as of Keras 3.15. A variable without a ``_value`` is one that Keras
-itself knows: when read it asks its initializer.
+the length of a block, and reads ``RandomInitializer``, ``in_stateless_scope``, ``current_path`` and
+a variable's ``_value`` and ``_initializer``, as of Keras 3.15. A variable without a ``_value`` is
+one that Keras itself knows: when read it asks its initializer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+from keras.src.backend.common.name_scope import current_path
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 from keras.src.backend.jax import random as jax_random
 from keras.src.backend.jax.core import Variable
@@ -67,10 +68,10 @@ def without_values() -> Iterator[Placeholders]:
 def shapes_only() -> Iterator[None]:
     """Variables built in this block have a shape and a dtype, and never a value.
 
-    ``variable.value`` is a `jax.ShapeDtypeStruct`, afterwards too; while Keras infers shapes it is
-    zeros, which a trace need not hold. For NumPy it is zeros within the block, of no memory; what
-    is assigned to them there is dropped.
-    `without_values` and `seeded` do nothing inside.
+    ``variable.value`` is a `jax.ShapeDtypeStruct`, afterwards too; while a layer is built or Keras
+    infers shapes it is zeros, which a trace need not hold. For NumPy it is zeros within the block,
+    of no memory; what is assigned to it there is dropped. `without_values` and `seeded` do nothing
+    inside.
 
     Example:
         >>> with shapes_only():
@@ -121,11 +122,6 @@ def has_shape_only(variable: Any) -> bool:
     return variable._initializer is _zeros
 
 
-def have_shapes_only(variables: Iterable[Any]) -> bool:
-    """Returns whether any of these variables was built in `shapes_only`."""
-    return any(has_shape_only(variable) for variable in variables)
-
-
 def _hold_shape(variable: Any, initializer: Callable[..., Any]) -> None:
     # Keras asks the initializer where there is no value.
     variable._value, variable._initializer = None, _zeros
@@ -133,8 +129,9 @@ def _hold_shape(variable: Any, initializer: Callable[..., Any]) -> None:
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> Any:
     """What a variable without a value is when it is read."""
-    # Keras infers shapes, and `Forward` runs, in such a scope and in a trace.
-    if in_stateless_scope():
+    # Keras infers shapes, and `Forward` runs, in such a scope and in a trace; and a layer may
+    # compute with its variables while it is built, as DINOv2 does with those of positions.
+    if in_stateless_scope() or current_path():
         return jnp.zeros(shape, dtype)
     return jax.ShapeDtypeStruct(tuple(shape), dtype)
 

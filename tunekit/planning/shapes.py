@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from tunekit.data.feature_store import FeatureStore
@@ -136,12 +136,7 @@ def planned(
         task, feeder, steps = _feeder(recipe, model, found)
         phases = phases_of(recipe, model, steps)
         feeds = [replace(feeder.feed(p), steps_per_epoch=steps(p.spec)) for p in phases]
-    whole = None
-    if blocks is not None:
-
-        def whole() -> Planned:
-            return planned(recipe, examples=examples, labels=labels)
-
+    whole = partial(planned, recipe, examples=examples, labels=labels)
     return Planned(
         recipe,
         model,
@@ -151,7 +146,7 @@ def planned(
         feeder.forward,
         found.count,
         tuple(notes),
-        whole,
+        whole if blocks is not None else None,
     )
 
 

@@ -6,10 +6,13 @@ from types import SimpleNamespace
 import keras
 import pytest
 
-from tunekit.models import bundled
+from tunekit.models import bundled, catalogue
 from tunekit.models.depth import Group, depth_groups
 from tunekit.models.hub import keras_hub
-from tunekit.models.initialisation import without_values
+from tunekit.models.initialisation import shapes_only, without_values
+from tunekit.models.merging import make_room_for_packed
+from tunekit.models.model import Model
+from tunekit.models.spec import BackboneSpec
 from tunekit.names import structural_names
 
 _SMALL = {"weights": None, "include_top": False, "input_shape": (32, 32, 3)}
@@ -239,3 +242,14 @@ def test_frozen_flags_do_not_change_what_counts_as_a_weight():
     before = [group.weights for group in _groups(body)]
     body.trainable = False
     assert [group.weights for group in _groups(body)] == before
+
+
+@pytest.mark.parametrize("name", ["smollm2_135m", "vit_small_16"])
+def test_packed_kernels_leave_the_blocks_of_a_network_as_they_are(name: str) -> None:
+    with shapes_only():
+        backbone = catalogue.load(name, BackboneSpec(pretrained=False), seed=0, depth=3)
+        model = Model(backbone)
+        before = [(group.name, group.layers) for group in model.groups()]
+        make_room_for_packed(model, "nf4")
+        assert [(group.name, group.layers) for group in model.groups()] == before
+    assert sum(group.kind == "block" for group in model.groups()) == 3
