@@ -7,6 +7,7 @@ ray 2.60: ``ray/train/v2/jax/config.py``).
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from importlib import import_module
@@ -23,6 +24,8 @@ from tunekit.run import how_to_resume
 
 _KINDS = {"cpu": "cpu", "gpu": "cuda"}
 """What a worker is given, and what JAX calls it."""
+_PLAIN_PRINT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+"""Without it Ray Train has every printed line logged, and so shown, a second time."""
 
 
 def run_on_ray(recipe: Recipe, *, workers: int = 1, accelerator: str = "cpu") -> dict[str, Any]:
@@ -61,7 +64,7 @@ def run_on_ray(recipe: Recipe, *, workers: int = 1, accelerator: str = "cpu") ->
         ),
         run_config=train.RunConfig(
             storage_path=str(records),
-            worker_runtime_env={"env_vars": {"JAX_PLATFORMS": _KINDS[kind]}},
+            worker_runtime_env={"env_vars": {"JAX_PLATFORMS": _KINDS[kind], **_PLAIN_PRINT}},
         ),
     )
     try:
@@ -77,6 +80,9 @@ def run_on_ray(recipe: Recipe, *, workers: int = 1, accelerator: str = "cpu") ->
 
 def _work(config: dict[str, Any]) -> dict[str, Any]:
     """What each worker does; Ray hands the first one's back."""
+    for name in ("absl", "jax"):
+        # Ray Train shows what is logged from "info" on, which Orbax does at length.
+        logging.getLogger(name).setLevel(logging.WARNING)
     if Path(config["folder"]).is_dir():
         os.chdir(config["folder"])  # Paths of the recipe are of where it was launched.
     try:
