@@ -40,7 +40,6 @@ def contradictions(recipe: Recipe) -> Iterator[Contradiction]:
     yield from _of_train(recipe)
     yield from _of_first_schedule(recipe)
     yield from _of_class_weights(recipe)
-    yield from _of_precision(recipe)
     yield from _of_quantize(recipe)
     yield from _of_packing(recipe)
     yield from _of_cache(recipe)
@@ -90,18 +89,6 @@ def _of_first_schedule(recipe: Recipe) -> Iterator[Contradiction]:
     if isinstance(first, Phase) and first.schedule == "continue":
         message = "no phase comes before it to go on with; choose a course such as cosine."
         keys = ("plan", 0, "schedule")
-        yield Contradiction(Issue(dotted(keys), message), (keys,))
-
-
-def _of_precision(recipe: Recipe) -> Iterator[Contradiction]:
-    dtype = recipe.backbone.dtype
-    if dtype.endswith("float16") and not dtype.endswith("bfloat16"):
-        instead = dtype.replace("float16", "bfloat16")
-        message = (
-            f"gradients vanish in {dtype} without loss scaling, which training does not do; "
-            f"choose {instead}, or float32."
-        )
-        keys = ("backbone", "dtype")
         yield Contradiction(Issue(dotted(keys), message), (keys,))
 
 

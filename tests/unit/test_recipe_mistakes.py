@@ -135,11 +135,7 @@ IN_SECTIONS = [
         "task: {class_weights: [1, 2]}\ndata: {labels: [a, b, c]}",
         "task.class_weights: expected one weight per label of data.labels, 3; got 2.",
     ),
-    (
-        "backbone: {dtype: mixed_float16}",
-        "backbone.dtype: gradients vanish in mixed_float16 without loss scaling, which training "
-        "does not do; choose mixed_bfloat16, or float32.",
-    ),
+    ("runtime: {profile_steps: '7'}", "runtime.profile_steps: expected steps as FIRST:END, such"),
     ("cache: dsk", "cache.store: expected 'auto', 'ram', 'disk' or 'off'; got \"dsk\"."),
     ("cache: {stor: disk}", "cache.stor: cache has no such field. Did you mean 'store'?"),
     ("cache: false", "cache.store: expected 'auto', 'ram', 'disk' or 'off'; got false."),

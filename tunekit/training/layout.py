@@ -170,7 +170,8 @@ class Layout:
             name: self._of_state(name, state, carried.trainable)
             for name, state in carried.optimizer.items()
         }
-        return Carried(trainable, mutable, states, ema)
+        scale: Any = dict.fromkeys(carried.loss_scale, self.everywhere)
+        return Carried(trainable, mutable, states, ema, scale)
 
     def _of_state(self, name: str, state: Any, trainable: Mapping[str, Any]) -> Any:
         """How an optimizer state of the variable lies."""
@@ -236,6 +237,8 @@ class Layout:
         for key, group in saved.items():
             if key == "optimizer":
                 lie = {name: self._of_state(name, each, trainable) for name, each in group.items()}
+            elif key == "loss_scale":
+                lie = dict.fromkeys(group, self.everywhere)
             else:
                 lie = {name: self.of(name) for name in group}
             laid[key] = jax.tree.map(_with, group, lie)

@@ -134,6 +134,7 @@ class Members:
             if not np.isfinite(losses[m]):
                 message = f"the loss is {losses[m]} at step {state.progress.step}"
                 self._failures.setdefault(m, message)
+            state.progress.skipped += bool(measured.skipped[m])
             state.progress.loss_sum += float(losses[m]) * float(weights[m])
             state.progress.loss_weight += float(weights[m])
         alive = np.nanmean(losses) if np.isfinite(losses).any() else float("nan")

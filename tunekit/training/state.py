@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from tunekit.models.forward import Forward
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.resolve import ResolvedPhase
+from tunekit.training.loss_scale import Scale, first_scale, needs_scaling
 from tunekit.training.optimizers import initial_states
 from tunekit.training.step import Carried, Values
 
@@ -44,6 +45,8 @@ class Progress:
     """The best score of this phase."""
     waited: int = 0
     """Evaluations of this phase since its best."""
+    skipped: int = 0
+    """Steps of this phase that changed nothing, for their gradients were not finite in float16."""
     moved: list[str] = field(default_factory=list)
     """Names of the variables that may differ from the model's at the start, sorted."""
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -124,14 +127,15 @@ def enter_phase(
         previous_optimizer: of the phase before.
         progress: how far the run is; the variables that this phase moves are added to it.
     """
-    moments, averages = {}, {}
+    moments, averages, scale = {}, {}, {}
     if previous is not None and previous_optimizer is not None:
         if previous_optimizer.name == optimizer.name:
             moments = previous.carried.optimizer
         if previous.phase_best is None:
             averages = previous.carried.ema
+        scale = previous.carried.loss_scale
     carried, frozen = partition(
-        forward, phase, values, optimizer, moments=moments, averages=averages
+        forward, phase, values, optimizer, moments=moments, averages=averages, loss_scale=scale
     )
     progress.moved = sorted({*progress.moved, *carried.trainable, *carried.mutable})
     return State(carried, frozen, previous.best if previous else None, progress)
@@ -145,6 +149,7 @@ def partition(
     *,
     moments: Mapping[str, Any] | None = None,
     averages: Mapping[str, jax.Array] | None = None,
+    loss_scale: Scale | None = None,
 ) -> tuple[Carried, Values]:
     """Returns copies of what a step carries, and the frozen rest, not copied.
 
@@ -157,6 +162,7 @@ def partition(
         optimizer: the optimizer.
         moments: optimizer states to go on with, by name.
         averages: moving averages to go on with, by name.
+        loss_scale: to go on with.
     """
     averages = averages or {}
     statistics = moving_statistics(forward, phase)
@@ -178,7 +184,10 @@ def partition(
         for name, value in (training.items() if optimizer.ema is not None else ())
     }
     states = initial_states(optimizer, training, moments)
-    return Carried(training, mutable, states, ema), frozen
+    scale = {name: jnp.array(value, copy=True) for name, value in (loss_scale or {}).items()}
+    if not scale and needs_scaling(forward):
+        scale = first_scale()
+    return Carried(training, mutable, states, ema, scale), frozen
 
 
 def moving_statistics(forward: Forward, phase: ResolvedPhase) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -12,6 +13,7 @@ import optax
 
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.training.forgetting import l2_sp_gradients, mixed_out, named_key
+from tunekit.training.loss_scale import Scale, chosen, divided, factor_of, next_scale
 from tunekit.training.optimizers import apply_gradients
 
 Values = dict[str, jax.Array]
@@ -57,6 +59,8 @@ class Carried(NamedTuple):
     optimizer: dict[str, Any]
     ema: Values
     """Moving average of `trainable`; empty without one."""
+    loss_scale: Scale = {}
+    """What the loss is multiplied by in float16 (``tunekit.training.loss_scale``); else empty."""
 
 
 class Measured(NamedTuple):
@@ -68,6 +72,8 @@ class Measured(NamedTuple):
     """Global L2 norm of the gradients, before clipping."""
     weight: jax.Array
     """What the loss is a mean over: examples, or the tokens that count."""
+    skipped: jax.Array
+    """Whether the gradients were not finite in float16, so that the step has changed nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +148,10 @@ class Step:
             name: self._decay() * average + (1 - self._decay()) * trainable[name]
             for name, average in carried.ema.items()
         }
-        return Carried(trainable, mutable, optimizer, ema), Measured(
-            total / weight, norm, measured_weight
-        )
+        new, skipped = Carried(trainable, mutable, optimizer, ema), jnp.zeros((), bool)
+        if carried.loss_scale:
+            new, skipped = _unless_infinite(new, carried, norm)
+        return new, Measured(total / weight, norm, measured_weight, skipped)
 
     def _decay(self) -> float:
         return self.optimizer.ema or 0.0
@@ -157,10 +164,10 @@ class Step:
         def micro_step(sums, inputs):
             total, weight, gradients, mutable = sums
             micro_batch, micro_key = inputs
-            loss = jax.value_and_grad(self._summed_loss, has_aux=True)
-            (new_total, (new_weight, mutable)), new_gradients = loss(
-                carried.trainable, mutable, frozen, anchors, micro_batch, micro_key
-            )
+            new_gradients, (new_total, new_weight, factor, mutable) = jax.grad(
+                functools.partial(self._scaled_loss, carried.loss_scale), has_aux=True
+            )(carried.trainable, mutable, frozen, anchors, micro_batch, micro_key)
+            new_gradients = divided(new_gradients, factor)
             gradients = {name: gradients[name] + new_gradients[name] for name in gradients}
             return (total + new_total, weight + new_weight, gradients, mutable), None
 
@@ -177,15 +184,17 @@ class Step:
         }
         return jax.lax.scan(micro_step, sums, (micro_batches, keys))[0]
 
-    def _summed_loss(
+    def _scaled_loss(
         self,
+        loss_scale: Scale,
         trainable: Values,
         mutable: Values,
         frozen: Values,
         anchors: Values,
         batch: Batch,
         key: jax.Array,
-    ) -> tuple[jax.Array, tuple[jax.Array, Values]]:
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array | None, Values]]:
+        """Summed loss, scaled where it is to be; and it, its weight, the factor, what moved."""
         augment_key, seed_key = jax.random.split(key)
         batch = self.objective.augment_batch(augment_key, batch)
         if self.mixout:
@@ -194,10 +203,21 @@ class Step:
         inputs = batch[FEATURES] if FEATURES in batch else self.objective.inputs(batch)
         outputs, updates = self.forward(values, inputs, training=True, trainable=self.trainable)
         total, weight = self.objective.loss(outputs, batch)
-        return total, (weight, {name: updates.get(name, mutable[name]) for name in mutable})
+        moved = {name: updates.get(name, mutable[name]) for name in mutable}
+        factor = factor_of(loss_scale, weight)
+        scaled = total if factor is None else total * factor
+        return scaled, (total, weight, factor, moved)
 
     def _drawn_seeds(self, key: jax.Array) -> Values:
         return {
             name: jax.random.bits(named_key(key, name), shape, jnp.uint32).astype(dtype)
             for name, (shape, dtype) in self.seeds.items()
         }
+
+
+def _unless_infinite(new: Carried, old: Carried, norm: jax.Array) -> tuple[Carried, jax.Array]:
+    """The state after a step, or before it where the gradients' norm is not finite; and whether."""
+    finite = jnp.isfinite(norm)
+    scale = next_scale(old.loss_scale, finite)
+    kept = chosen(finite, new._replace(loss_scale=scale), old._replace(loss_scale=scale))
+    return kept, ~finite

@@ -23,6 +23,7 @@ from tunekit.plans.resolve import ResolvedPhase
 from tunekit.training.checkpoints import Checkpoints
 from tunekit.training.feed import Feed
 from tunekit.training.layout import Layout
+from tunekit.training.loss_scale import MOST_SKIPPED
 from tunekit.training.memory import memory_text, step_memory
 from tunekit.training.profiling import Unprofiled
 from tunekit.training.programs import Programs
@@ -83,6 +84,7 @@ class Trainer:
     """The compiled steps of the phases."""
     _state: State | None = field(default=None, init=False)
     _last_program: Any = field(default=None, init=False, repr=False)
+    _skipped_in_a_row: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Prepares the programs; nothing is compiled yet."""
@@ -99,6 +101,9 @@ class Trainer:
         state = self.first_state()
         steps = sum(phase.steps for phase in self.phases)
         self.reporter.start(steps=steps, done=state.progress.step)
+        if self.layout is not None:
+            sizes = self.layout.sizes
+            self.reporter.note(f"{sizes.devices} devices share the run: {sizes}")
         try:
             state = self._run_phases(state)
         except KeyboardInterrupt:
@@ -196,7 +201,7 @@ class Trainer:
         per_epoch = self.feeds[progress.phase].steps_per_epoch
         progress.first_epoch += math.ceil(progress.phase_step / per_epoch)
         progress.phase += 1
-        progress.phase_step = progress.waited = 0
+        progress.phase_step = progress.waited = progress.skipped = 0
         progress.memory = {}
         progress.phase_best_score = NO_SCORE
         values = {**state.values(), **(state.phase_best or {})}
@@ -233,6 +238,7 @@ class Trainer:
             "start": feed.start,
             "reason": feed.reason,
             "memory": progress.memory,
+            "skipped_steps": progress.skipped,
         }
         progress.phases[progress.phase :] = [record]
 
@@ -331,10 +337,23 @@ class Trainer:
                 "Lower the learning rate, lengthen the warmup, or set optimizer.clip_norm; the "
                 "model is as it was before training."
             )
+        self._count_skipped(state.progress, bool(measured.skipped))
         weight = float(measured.weight)
         state.progress.loss_sum += loss * weight
         state.progress.loss_weight += weight
         self.reporter.step(loss=loss, learning_rate=rate, examples=round(examples))
+
+    def _count_skipped(self, progress: Progress, skipped: bool) -> None:
+        """Counts a step that changed nothing; of too many in a row none will."""
+        progress.skipped += skipped
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
+        if self._skipped_in_a_row > MOST_SKIPPED:
+            raise TrainingError(
+                f"the gradients of {self._skipped_in_a_row} steps in a row, up to step "
+                f"{progress.step}, are not finite in float16, however little the loss is scaled. "
+                "Lower the learning rate, or choose a backbone.dtype of 'mixed_bfloat16' or "
+                "'float32'; the model is as it was before training."
+            )
 
     def end_pass(self, state: State, epoch: int, seconds: float, examples: float) -> None:
         """Evaluates, keeps the best, writes the row of the pass, and a checkpoint where due."""
