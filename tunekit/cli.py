@@ -17,7 +17,7 @@ from typing import Any
 
 from tunekit import __version__
 from tunekit.cli_launch import add_launch, join, launched
-from tunekit.cli_tables import print_metrics, print_table
+from tunekit.cli_tables import print_metrics, print_profile, print_table
 from tunekit.distributed import await_end, gathered, is_first, leave, process_count
 from tunekit.errors import Issue, RecipeError, TunekitError, did_you_mean
 
@@ -91,7 +91,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     add("validate", _validate, "check a recipe and overrides, training nothing", *_RECIPE)
     about = "what a recipe needs on a machine that need not be here: memory, time, what fits"
     add("plan", _plan, about, *_RECIPE, "plan")
-    add("run", _run, "train what a recipe says", *_RECIPE, "resume", "out", "launch")
+    about = "write a recipe's steps, lowered for a machine that need not be here"
+    add("compile", _compile, about, *_RECIPE, "compile")
+    add("run", _run, "train what a recipe says", *_RECIPE, "resume", "out", "launch", "profile")
     about = "train a recipe with many values and seeds, side by side where they share a prefix"
     add("sweep", _sweep, about, "recipe", "space").epilog = _SPACE
     add("eval", _eval, "metrics of a saved result on new data", "folder", "data", "json")
@@ -133,6 +135,7 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], object]] = {
         "--out", metavar="DIR", help="folder of the result; runs/<recipe> where none is given"
     ),
     "launch": lambda sub: add_launch(sub),
+    "profile": lambda sub: _add_profile(sub),
     "folder": lambda sub: sub.add_argument("out", help="folder of a saved result"),
     "data": lambda sub: sub.add_argument("data", help="image folder, CSV, JSONL… file"),
     "files": lambda sub: sub.add_argument("files", nargs="+", help="images, texts or .txt files"),
@@ -146,6 +149,7 @@ _ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], object]] = {
     "export": lambda sub: _add_export(sub),
     "merge": lambda sub: _add_merge(sub),
     "plan": lambda sub: _planning().add_plan(sub),
+    "compile": lambda sub: _planning().add_compile(sub),
     "preview": lambda sub: _add_preview(sub),
     "probe": lambda sub: _add_probe(sub),
     "space": lambda sub: _add_space(sub),
@@ -156,6 +160,13 @@ _SPACE = (
     "uniform(0,0.5), int(1,8). learning_rate scales the rates of all phases, the highest to the "
     "value. Members with one value each but different seeds are one line of the table."
 )
+
+
+def _add_profile(sub: argparse.ArgumentParser) -> None:
+    about = "say what the time goes to, and write a trace of some steps into the folder's profile/"
+    sub.add_argument("--profile", action="store_true", help=about)
+    about = "the steps of the trace, counted from 0: 10:13 are 10, 11 and 12"
+    sub.add_argument("--profile-steps", metavar="A:B", help=about)
 
 
 def _add_marks(sub: argparse.ArgumentParser) -> None:
@@ -246,6 +257,9 @@ def _run(args: argparse.Namespace) -> None:
     # A JSON string is a YAML one, whatever is in it.
     overrides += [f"runtime.out={json.dumps(args.out)}"] if args.out else []
     overrides += ["runtime.resume=true"] if args.resume else []
+    overrides += ["runtime.profile=true"] if args.profile or args.profile_steps else []
+    if args.profile_steps:
+        overrides.append(f"runtime.profile_steps={json.dumps(args.profile_steps)}")
     recipe = Recipe.load(args.recipe, overrides)
     if recipe.data.path is None:
         message = f"is required to run: tunekit run {args.recipe} data.path=photos/"
@@ -260,6 +274,8 @@ def _run(args: argparse.Namespace) -> None:
     print_metrics(found["metrics"])
     if answers := found["samples"]:
         _texts().print_answers(answers)
+    if profile := found["profile"]:
+        print_profile(profile)
     print(f"saved in {out}")
 
 
@@ -383,6 +399,10 @@ def _planning() -> Any:
 
 def _plan(args: argparse.Namespace) -> None:
     _planning().plan(args)
+
+
+def _compile(args: argparse.Namespace) -> None:
+    _planning().compile_steps(args)
 
 
 def _plan_preview(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+from jax.interpreters import partial_eval
 
 from tunekit.planning.shapes import Planned
 from tunekit.platforms import Platform, tracing_for
@@ -22,4 +23,7 @@ def step_flops(planned: Planned, index: int, platform: Platform) -> float:
     programs = planned.programs()
     with tracing_for(platform):
         traced = jax.jit(programs.step(index)).trace(*programs.arguments(index))
-    return operations(traced.jaxpr.jaxpr)
+    jaxpr = traced.jaxpr.jaxpr
+    # What no result needs is traced too, and never runs.
+    used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return operations(used)

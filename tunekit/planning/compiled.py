@@ -20,7 +20,7 @@ from tunekit.planning.dispatch import dispatched
 from tunekit.planning.hardware import Target
 from tunekit.planning.shapes import Planned
 from tunekit.platforms import Platform
-from tunekit.training.layout import Layout, mesh_sizes
+from tunekit.training.layout import Layout, MeshSizes, mesh_sizes
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,30 @@ class CompiledPhase:
         return asdict(self)
 
 
+def target_sizes(planned: Planned, target: Target) -> MeshSizes:
+    """Returns the mesh that a recipe asks for on the target, or that a run would choose there.
+
+    Raises:
+        RecipeError: the mesh is not of these devices.
+    """
+    recipe, model, phases = planned.recipe, planned.model, planned.phases
+    asked = mesh_sizes(recipe.runtime.mesh, target.count)
+    if asked is not None:
+        return asked
+    return chosen_sizes(recipe, model, phases, target.count, target.chip.usable_bytes)
+
+
 def target_layout(planned: Planned, target: Target, devices: Sequence[Any]) -> Layout:
     """Returns how a run lies on the target's devices, by its recipe's mesh.
 
     Raises:
         RecipeError: the mesh is not of these devices, or a batch does not divide.
     """
-    recipe, model, phases = planned.recipe, planned.model, planned.phases
-    sizes = mesh_sizes(recipe.runtime.mesh, target.count)
-    if sizes is None:
-        room = target.chip.usable_bytes
-        sizes = chosen_sizes(recipe, model, phases, target.count, room)
-    return layout_on(recipe, model, phases, sizes, devices[: sizes.devices])
+    sizes = target_sizes(planned, target)
+    # In the order that a run has them (``meshes.layout_of``).
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    chosen = devices[: sizes.devices]
+    return layout_on(planned.recipe, planned.model, planned.phases, sizes, chosen)
 
 
 def compiled_phase(planned: Planned, index: int, target: Target, layout: Layout) -> CompiledPhase:

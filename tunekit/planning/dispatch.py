@@ -37,10 +37,14 @@ class EmulatedDevice:
 
 
 @contextmanager
-def dispatched(chip: Chip) -> Iterator[None]:
+def dispatched(chip: Chip, *, kernels: bool = True) -> Iterator[None]:
     """Within the block what is traced is what a machine with this chip would trace.
 
     To be lowered in the block and not called: kernels of that machine do not run here.
+
+    Args:
+        chip: of the machine.
+        kernels: whether cuDNN is at hand there.
     """
     kind = cast(Platform, chip.kind)
     capability = chip.capability or (0, 0)
@@ -59,7 +63,7 @@ def dispatched(chip: Chip) -> Iterator[None]:
         (cudnn, "check_compute_capability", at_least),
         (cudnn, "is_cuda_compute_capability_equal", equal),
     ]
-    if kind == "gpu":
+    if kind == "gpu" and kernels:
         answers.append((cudnn, "check_cudnn_version", lambda: CUDNN_VERSION))
     own = [(owner, name, getattr(owner, name)) for owner, name, _ in answers]
     with tracing_for(kind):

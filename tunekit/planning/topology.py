@@ -53,12 +53,14 @@ def environment(
     settings = {
         **inherited,
         "KERAS_BACKEND": "jax",
-        # The devices are described, and not opened: this machine's own stay free.
-        "JAX_PLATFORMS": "cpu",
         # A program for devices that are not here cannot be read back from the cache.
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }
+    if target.is_this_machine:
+        return settings
+    # The devices are described, and not opened: this machine's own stay free.
+    settings["JAX_PLATFORMS"] = "cpu"
     flags = inherited.get("XLA_FLAGS", "").split()
     # Virtual devices of this process' tests are none of the worker's.
     flags = [flag for flag in flags if "host_platform_device_count" not in flag]
