@@ -133,7 +133,7 @@ class Feeder:
             columns=columns,
             steps_per_epoch=batches.steps_per_epoch,
             open=lambda values: self._opened(batches, cut, augment, values),
-            accumulate=batch.accumulate,
+            accumulate=batch.micro_batches,
             evaluate=self._evaluate(cut),
             measure=_measuring(start) if phase.spec.batch_norm == "reestimated" else None,
             start=cut.name if cut else None,
@@ -229,7 +229,7 @@ class Feeder:
         return Batches(
             source,
             self.task.encoder(self.model.preprocessing),
-            batch_size=batch.size // batch.accumulate,
+            batch_size=batch.size // batch.micro_batches,
             seed=self.recipe.seed,
             shuffle=False,
             workers=batch.workers,

@@ -46,7 +46,7 @@ def finetune(
     warmup: str | None = None,
     early_stopping: int | None = None,
     batch_size: int | None = None,
-    accumulate: int | None = None,
+    accumulate: int | Literal["auto"] | None = None,
     max_length: int | None = None,
     packing: bool = False,
     optimizer: str | OptimizerSpec | None = None,
@@ -106,7 +106,7 @@ def finetune(
         warmup: "5%", "1 epoch" or "100 steps".
         early_stopping: evaluations without a better one that end the training.
         batch_size: examples per optimizer step.
-        accumulate: micro-batches that one step is computed in.
+        accumulate: micro-batches that one step is computed in; "auto": the fewest that fit.
         max_length: longest text in tokens, cut beyond.
         packing: whether several texts fill one row of `max_length` tokens.
         optimizer: name, or a whole `OptimizerSpec`.

@@ -83,7 +83,7 @@ def check_batches(recipe: Recipe, phases: Sequence[ResolvedPhase], sizes: MeshSi
         batch = phase.spec.batch
         batches.setdefault(batch or recipe.batch, f"plan[{index}].batch" if batch else "batch")
     for batch, path in batches.items():
-        check_batch(path, batch.size, batch.accumulate, sizes)
+        check_batch(path, batch.size, batch.micro_batches, sizes)
 
 
 def chosen_sizes(
@@ -106,7 +106,7 @@ def chosen_sizes(
     """
     batch = recipe.batch
     state = max(state_bytes(recipe, model, phase) for phase in phases)
-    micro = batch.size // batch.accumulate
+    micro = batch.size // batch.micro_batches
     return MeshSizes(**choose_mesh(state, activations, device_bytes, devices, micro))
 
 

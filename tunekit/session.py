@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +22,7 @@ from tunekit.evaluation.audit import audit
 from tunekit.evaluation.embedding_head import fit_head
 from tunekit.feeds import Feeder, training_pixels
 from tunekit.meshes import layout_of, loading_place
+from tunekit.micro_batches import chosen, is_auto
 from tunekit.models.model import Model
 from tunekit.phases import phases_of
 from tunekit.plans.resolve import ResolvedPhase
@@ -98,10 +99,20 @@ class Session:
             for line in self.feeder.preflight():
                 shown.note(line)
         try:
-            return self.trainer(checkpoints, reporter=shown, profile=self._profile()).fit()
+            ready = self._in_micro_batches(shown.note)
+            return ready.trainer(checkpoints, reporter=shown, profile=self._profile()).fit()
         finally:
             if checkpoints is not None:
                 checkpoints.close()
+
+    def _in_micro_batches(self, note: Callable[[str], None]) -> Session:
+        """The same with numbers of micro-batches that fit, where the recipe leaves them open."""
+        if not is_auto(self.recipe):
+            return self
+        shards = 1 if self.layout is None else self.layout.sizes.batch_shards
+        found = chosen(self.recipe, shards, lambda recipe: self.of(recipe).trainer())
+        note(found.line())
+        return self.of(found.recipe)
 
     def _profile(self) -> Unprofiled:
         runtime = self.recipe.runtime

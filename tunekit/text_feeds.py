@@ -136,7 +136,7 @@ class TextFeeder:
             other_columns=others,
             steps_per_epoch=batches.steps_per_epoch,
             open=lambda values: batches,
-            accumulate=batch.accumulate,
+            accumulate=batch.micro_batches,
             evaluate=self._evaluate(),
             reason="texts are of several lengths",
             monitor=self.task.monitor,
@@ -158,7 +158,7 @@ class TextFeeder:
     def judging_batches(self, source: Source) -> SequenceBatches:
         """Returns the examples of `source` in order, each once."""
         batch = self.recipe.batch
-        size = batch.size // batch.accumulate
+        size = batch.size // batch.micro_batches
         return self._batches(source, batch, training=False, size=size)
 
     def training_inputs(self) -> Iterator[dict[str, np.ndarray]]:

@@ -52,6 +52,7 @@ FILES = {
     "generate": "result",
     "run": "finetune",
     "session": "finetune",
+    "micro_batches": "finetune",
     "phases": "finetune",
     "meshes": "finetune",
     "same_run": "finetune",

@@ -165,8 +165,8 @@ class BatchSpec:
 
     size: Annotated[int, Ge(1)] = 32
     """Examples per optimizer step."""
-    accumulate: Annotated[int, Ge(1)] = 1
-    """Micro-batches that one step is computed in, to save memory."""
+    accumulate: Annotated[int, Ge(1)] | Literal["auto"] = 1
+    """Micro-batches that one step is computed in, to save memory; auto: the fewest that fit."""
     workers: Annotated[int, Ge(0)] | None = None
     """Threads that decode images; null uses the cores, 0 decodes in the caller's thread."""
     balanced: bool = False
@@ -179,9 +179,14 @@ class BatchSpec:
     """Whether several texts fill one row of `max_length` tokens, each seeing itself alone; `size`
     then counts rows."""
 
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a step; 1 where the number is still to be found."""
+        return 1 if self.accumulate == "auto" else self.accumulate
+
     def issues(self) -> list[tuple[str, str]]:
         """Returns (relative path, message) where size does not divide into micro-batches."""
-        if self.size % self.accumulate:
+        if self.size % self.micro_batches:
             return [
                 (
                     "accumulate",

@@ -238,6 +238,7 @@ class Trainer:
             "start": feed.start,
             "reason": feed.reason,
             "memory": progress.memory,
+            "micro_batches": feed.accumulate,
             "skipped_steps": progress.skipped,
         }
         progress.phases[progress.phase :] = [record]
