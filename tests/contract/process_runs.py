@@ -21,7 +21,7 @@ from tunekit.result import Result
 EXAMPLES, BATCH = 11, 4
 """Three batches a pass, the last with three rows that count: in two processes two and one."""
 LORA = LoRA(rank=4, targets="linear")
-CASES = ("vit_full", "llama_full", "llama_lora_packed")
+CASES = ("vit_full", "llama_lora_packed")
 
 
 def dialogues(folder: Path) -> Path:

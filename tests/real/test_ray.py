@@ -7,11 +7,12 @@ import re
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+import tunekit
 from tests.processes import codes, said, started, wait_until
 from tests.real.test_two_processes import (
+    NOTICED,
     PATIENCE,
     assert_close,
     checkpoints,
@@ -47,24 +48,20 @@ def workers() -> list[int]:
     return found
 
 
-def test_two_workers_train_as_one_process_does(workplace: Path) -> None:  # noqa: F811
-    logs = workplace / "ray-logs"
-    with started(commands(workplace, "by_ray", *RAY, count=1), logs) as processes:
-        assert codes(processes, PATIENCE) == [0], said(logs, 0)
-    assert f"saved in {workplace / 'by_ray'}" in said(logs, 0)
-    assert_close(learnt(workplace / "by_ray"), finished(workplace, "by_one", count=1))
-
-
-def test_a_killed_worker_ends_the_run_which_goes_on_from_its_checkpoint(
+def test_two_workers_end_together_go_on_from_their_checkpoint_and_equal_one_process(
     workplace: Path,  # noqa: F811
 ) -> None:
-    out, logs = workplace / "ray_broken", workplace / "ray_broken-logs"
+    out, logs = workplace / "by_ray", workplace / "by_ray-logs"
+    command = commands(workplace, "by_ray", *RAY, count=1)
     before = set(workers())
-    with started(commands(workplace, "ray_broken", *RAY, count=1), logs) as processes:
-        wait_until(lambda: bool(checkpoints(out)), processes)
+    with started(command, logs) as processes:
+        wait_until(lambda: len(checkpoints(out)) > 1, processes)
         os.kill(max(set(workers()) - before), signal.SIGKILL)
-        assert codes(processes, PATIENCE) == [2], said(logs, 0)
+        assert codes(processes, NOTICED) == [2], said(logs, 0)
     assert "A worker of Ray is gone, and the others ended with it" in said(logs, 0)
     assert re.search(r"The checkpoint of step \d+ is in", said(logs, 0))
-    steps = len(finished(workplace, "ray_broken", "--resume", count=1)["loss"])
-    assert steps == len(np.unique(np.arange(steps))) and (out / "model.json").is_file()
+    with started([[*command[0], "--resume"]], logs) as processes:
+        assert codes(processes, PATIENCE) == [0], said(logs, 0)
+    assert f"saved in {out}" in said(logs, 0)
+    assert tunekit.load(out).report["device"]["processes"] == 2
+    assert_close(learnt(out), finished(workplace, "alone", count=1))

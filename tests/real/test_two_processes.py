@@ -14,6 +14,7 @@ import yaml
 
 import tunekit
 from tests.contract.process_runs import CASES, dialogues
+from tests.contract.sharded_runs import wide_llama
 from tests.contract.text_families import llama
 from tests.processes import codes, free_address, said, started, wait_until
 
@@ -28,19 +29,23 @@ STEPS = 24
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny Llama, dialogues, and a recipe that trains on them for 24 steps."""
+    """A folder with small Llamas, dialogues, and a recipe that trains one on them for 24 steps.
+
+    Its weights, moments and checkpoints are shared by the processes.
+    """
     folder = tmp_path_factory.mktemp("processes")
     llama(folder / "llama")
+    wide_llama(folder / "wide")
     dialogues(folder)
     recipe = {
-        "backbone": {"name": str(folder / "llama")},
+        "backbone": {"name": str(folder / "wide"), "pretrained": False},
         "data": {"path": str(folder / "dialogues.jsonl"), "validation_fraction": 0.25},
         "task": {"name": "sft", "samples": 0},
-        "method": {"name": "lora", "rank": 4},
-        "plan": [{"epochs": STEPS // 2, "learning_rate": 1e-3}],
+        "method": "full",
+        "plan": [{"epochs": STEPS // 2, "learning_rate": 1e-4}],
         "batch": {"size": 4, "max_length": 64},
         "seed": 3,
-        "runtime": {"checkpoint_every": "1 step", "restore_best": False},
+        "runtime": {"checkpoint_every": "1 step", "restore_best": False, "mesh": "fsdp"},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return folder
@@ -136,11 +141,10 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_from_its_checkpoint
     assert_close(finished(workplace, "alone", "--resume", count=1), whole)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_mistake_in_one_process_ends_both_with_its_message(workplace: Path, victim: int) -> None:
-    lines = commands(workplace, f"mistaken-{victim}")
-    lines[victim].append("optimizer.clip_norm=0.5")
-    logs = workplace / f"mistaken-{victim}-logs"
+def test_a_process_of_another_recipe_ends_both_with_what_differs(workplace: Path) -> None:
+    lines = commands(workplace, "mistaken")
+    lines[1].append("optimizer.clip_norm=0.5")
+    logs = workplace / "mistaken-logs"
     with started(lines, logs) as processes:
         assert codes(processes, PATIENCE) == [2, 2]
     told = "optimizer.clip_norm is .* in process 0 and .* in process 1. Give all of them the same"
