@@ -24,7 +24,10 @@ def free_address() -> str:
 
 @contextmanager
 def started(commands: Sequence[Sequence[str]], folder: Path) -> Iterator[list[subprocess.Popen]]:
-    """Yields a process of Python for each command, with its output in ``<folder>/<index>.log``."""
+    """Yields a process of Python for each command, with its output in ``<folder>/<index>.log``.
+
+    What one that is not the first keeps to itself is in ``<folder>/speech.<index>``.
+    """
     processes: list[subprocess.Popen] = []
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -33,7 +36,7 @@ def started(commands: Sequence[Sequence[str]], folder: Path) -> Iterator[list[su
                 process = subprocess.Popen(
                     [sys.executable, "-u", *command],
                     cwd=ROOT,
-                    env={**os.environ, **_QUIET},
+                    env={**os.environ, **_QUIET, "TUNEKIT_LOG": str(folder / "speech")},
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,

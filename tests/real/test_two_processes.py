@@ -74,6 +74,7 @@ def finished(workplace: Path, out: str, *more: str, count: int = 2) -> dict[str,
         assert [
             line for line in lines if not re.match(r"\[Gloo\]|[IWE]\d{4} |WARNING: All", line)
         ] == []
+        assert "epoch 12" in (logs / f"speech.{index}").read_text()
     return learnt(workplace / out)
 
 
