@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+# Beside it, .venv-aot has the compilers of accelerators that this machine need not have.
+AOT := .venv-aot
+
+.PHONY: demo test test-aot lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -12,13 +15,16 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests
 
+test-aot: $(AOT)/.installed
+	$(AOT)/bin/python -m pytest -q -n 2 --dist worksteal tests_aot
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(AOT) build dist
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -34,4 +40,12 @@ $(VENV)/.test: EXTRAS := demo,parquet,test
 $(VENV)/.dev: EXTRAS := dev
 $(VENV)/.demo $(VENV)/.test $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	@touch $@
+
+# The packages of .venv are seen from it through a .pth file; only what they lack is installed.
+$(AOT)/.installed: pyproject.toml $(VENV)/.test
+	$(BIN)/python -m venv $(AOT)
+	$(BIN)/python -c "import sysconfig; print(f\"import site; site.addsitedir('{sysconfig.get_path('purelib')}')\")" \
+	  > "$$($(AOT)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/test_packages.pth"
+	$(AOT)/bin/python -m pip install --quiet --editable ".[tpu-plan,gpu-plan]"
 	@touch $@

@@ -38,20 +38,27 @@ def test_a_shipped_recipe_lowers_for_tpu_and_cuda(name: str) -> None:
         assert any(name.startswith("carried/trainable/") for name in named)
 
 
+BFLOAT16 = "backbone.dtype=mixed_bfloat16"
+
+
 @pytest.mark.parametrize(
-    ("name", "flash"),
-    [("vision/vit", True), ("text/classify_full", False), ("llm/sft_lora", False)],
+    ("card", "dtype", "flash"),
+    [
+        ("h100-1", BFLOAT16, True),
+        ("a100-80gb-1", BFLOAT16, True),
+        ("h100-1", "backbone.dtype=float32", False),
+        ("v100-1", BFLOAT16, False),
+    ],
 )
-def test_a_gpu_takes_cudnn_attention_where_its_numbers_are_short_enough(
-    name: str, flash: bool
-) -> None:
-    # Of these the ViT alone computes in bfloat16, which cuDNN's attention needs.
-    (phase,) = exported_phases(shrunk(name), target("h100-1"), phases=[-1])
-    assert ("__cudnn$fmhaSoftmax" in phase.exported.mlir_module()) == flash
+def test_a_card_takes_cudnn_attention_where_it_would(card: str, dtype: str, flash: bool) -> None:
+    run = planned(Recipe.load("llm/sft_lora", [dtype]), examples=640, blocks=2)
+    (phase,) = exported_phases(run, target(card))
+    assert ("__cudnn$fmhaScaleBiasSoftmaxBackward" in phase.exported.mlir_module()) == flash
 
 
-def test_an_old_card_takes_plain_attention() -> None:
-    (phase,) = exported_phases(shrunk("vision/vit"), target("v100-1"), phases=[-1])
+def test_cudnn_trains_no_odd_number_of_tokens() -> None:
+    # A ViT's patches and its token for the class: 197.
+    (phase,) = exported_phases(shrunk("vision/vit"), target("h100-1"), phases=[1])
     assert "__cudnn" not in phase.exported.mlir_module()
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import jax
+from absl import logging
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from tunekit.planning.chips import Chip
@@ -66,12 +67,16 @@ def dispatched(chip: Chip, *, kernels: bool = True) -> Iterator[None]:
     if kind == "gpu" and kernels:
         answers.append((cudnn, "check_cudnn_version", lambda: CUDNN_VERSION))
     own = [(owner, name, getattr(owner, name)) for owner, name, _ in answers]
+    # Keras logs a traceback for each kernel that it tries in vain, of which there is one a layer.
+    heard = logging.get_verbosity()
     with tracing_for(kind):
         try:
+            logging.set_verbosity(logging.FATAL)
             for owner, name, answer in answers:
                 setattr(owner, name, answer)
             yield
         finally:
+            logging.set_verbosity(heard)
             for owner, name, answer in own:
                 setattr(owner, name, answer)
 

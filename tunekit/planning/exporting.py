@@ -29,7 +29,12 @@ from tunekit.training.layout import Layout
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 """From kinds of machines to what ``jax.export`` calls them."""
 
-_CUDNN_CALLS = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")
+_CUDNN_CALLS = tuple(
+    f"__cudnn$fmha{part}Softmax{dropout}{way}"
+    for part in ("", "ScaleBias")
+    for dropout in ("", "Dropout")
+    for way in ("", "Backward")
+)
 _ARGUMENTS = ("carried", "frozen", "anchors", "batch", "learning_rates", "key")
 
 
