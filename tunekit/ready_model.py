@@ -11,6 +11,7 @@ import keras
 
 from tunekit.errors import Issue, ModelError, RecipeError
 from tunekit.methods.spec import LoRA, Plain, is_adapter
+from tunekit.models import catalogue
 from tunekit.models.backbone import Backbone
 from tunekit.models.loading import load_model
 from tunekit.models.masked_head import with_masked_head
@@ -155,6 +156,11 @@ def _check_kind(backbone: Backbone, task: Task) -> None:
             "if the data were taken for something else."
         )
     if wanted == "tokens" and backbone.tokenizer is None:
+        if backbone.source in catalogue.names():
+            raise ModelError(
+                f"{name}, and the catalogue has no tokenizers: to train it from scratch on texts, "
+                "name a folder with its config.json and a tokenizer.json, and pretrained: false."
+            )
         raise ModelError(
             f"'{backbone.source}' came without a tokenizer that can be read; expected a "
             "tokenizer.json beside its weights. Copy the one of its own model there."

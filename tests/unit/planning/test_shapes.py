@@ -16,12 +16,16 @@ from tests.contract.text_families import LENGTH, write_rows
 from tests.unit.models import tiny_folders
 from tunekit.errors import ModelError, RecipeError
 from tunekit.methods.spec import LoRA
-from tunekit.models.initialisation import has_shape_only
+from tunekit.models import catalogue
+from tunekit.models.initialisation import has_shape_only, shapes_only
+from tunekit.models.spec import BackboneSpec
 from tunekit.planning.shapes import planned
+from tunekit.ready_model import model_on
 from tunekit.recipe import Recipe
 from tunekit.recipe_keywords import IN_MEMORY
 from tunekit.session import session
 from tunekit.shipped import shipped_recipes
+from tunekit.tasks.masked_lm import MaskedLM
 from tunekit.training.programs import Programs
 
 BATCH: dict[str, Any] = {"size": 4, "max_length": LENGTH}
@@ -215,6 +219,7 @@ LARGE = """
 import json, resource, sys
 import jax
 from tunekit.planning.shapes import planned
+from tunekit.ready_model import model_on
 from tunekit.recipe import Recipe
 plans = []
 for name in ("llama3_8b", "llama3_70b"):
@@ -260,6 +265,14 @@ def test_a_backbone_that_nothing_describes_is_told_of_the_catalogue(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ModelError, match=said):
         planned(Recipe(backbone=name, task="sft", plan=PLAN))
+
+
+def test_a_run_on_texts_says_that_the_catalogue_has_no_tokenizers() -> None:
+    recipe = Recipe(backbone="bert_base", task="masked_lm", plan=PLAN)
+    with shapes_only():
+        backbone = catalogue.load("bert_base", BackboneSpec(pretrained=False), seed=0, depth=1)
+        with pytest.raises(ModelError, match="has no tokenizers: to train it from scratch"):
+            model_on(backbone, recipe, MaskedLM())
 
 
 def test_what_no_plan_can_have_is_refused() -> None:
