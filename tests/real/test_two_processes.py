@@ -24,12 +24,12 @@ PATIENCE = 900
 """Seconds for a run on a machine that has other things to do."""
 NOTICED = 60
 """Seconds within which a process ends whose peer is dead."""
-STEPS = 24
+STEPS = 12
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with small Llamas, dialogues, and a recipe that trains one on them for 24 steps.
+    """A folder with small Llamas, dialogues, and a recipe that trains one on them for 12 steps.
 
     Its weights, moments and checkpoints are shared by the processes.
     """
@@ -74,7 +74,7 @@ def finished(workplace: Path, out: str, *more: str, count: int = 2) -> dict[str,
         assert [
             line for line in lines if not re.match(r"\[Gloo\]|[IWE]\d{4} |WARNING: All", line)
         ] == []
-        assert "epoch 12" in (logs / f"speech.{index}").read_text()
+        assert f"epoch {STEPS // 2}" in (logs / f"speech.{index}").read_text()
     return learnt(workplace / out)
 
 
@@ -126,14 +126,14 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_from_its_checkpoint
     workplace: Path,
 ) -> None:
     whole = finished(workplace, "whole")
-    last = killed(workplace, "broken", 1, 3)
+    last = killed(workplace, "broken", 1, 2)
     told = (
         r"tunekit: process 1 of 2 \(pid \d+ on .*\) is gone: .* The checkpoint of step (\d+) is in"
     )
     assert (found := re.match(told, last)), last
     assert int(found[1]) in checkpoints(workplace / "broken")
     assert "run" in last and last.endswith("--resume"), last
-    last = killed(workplace, "broken", 0, 8, "--resume")
+    last = killed(workplace, "broken", 0, 6, "--resume")
     assert re.match("tunekit: process 0 of 2 .* is gone", last), last
     shutil.copytree(workplace / "broken", workplace / "alone")
     resumed = finished(workplace, "broken", "--resume")

@@ -42,7 +42,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--accelerator", "gpu"], "--accelerator is of an engine; name it with --launcher"),
         (["--launcher", "ray", "--process", "1"], "--process: --launcher ray sees to that"),
         (["--launcher", "ray", "--workers", "0"], "--workers: expected 1 or more, got 0"),
-        (["--launcher", "ray", "--accelerator", "gpu:x"], "is given cpu, gpu or several as in"),
+        (["--launcher", "ray", "--accelerator", "gpu:x"], "is given cpu, gpu or tpu, several as"),
         (["--launcher", "kinetic", "--workers", "2"], "Kinetic runs on a single machine"),
         (["--launcher", "kinetic", "--resume"], "there is nothing to resume; leave --resume out"),
     ],
@@ -64,11 +64,28 @@ def test_an_engine_that_is_not_installed_is_a_line_with_what_to_install(
     assert f"pip install 'tunekit[{extra}]'" in said and len(said.splitlines()) == 1
 
 
-def test_what_ray_gives_a_worker_is_read_from_the_accelerator() -> None:
-    assert on_ray._given(2, "cpu") == ("cpu", 1)
-    assert on_ray._given(2, "gpu:4") == ("gpu", 4)
-    with pytest.raises(DistributedError, match="got 'tpu-v5e-1'"):
-        on_ray._given(1, "tpu-v5e-1")
+@pytest.mark.parametrize(
+    ("workers", "accelerator", "each"),
+    [
+        (2, "cpu", {"CPU": 1}),
+        (2, "gpu:4", {"GPU": 4}),
+        (1, "tpu:4", {"TPU": 4}),
+        (4, "tpu-v6e:4x4", {"TPU": 4}),
+    ],
+)
+def test_ray_itself_accepts_what_it_is_asked_for(
+    workers: int, accelerator: str, each: dict[str, int]
+) -> None:
+    from ray.train import ScalingConfig
+
+    asked = ScalingConfig(**on_ray.scaling(workers, accelerator))
+    assert asked.num_workers == workers
+    assert each.items() <= asked._resources_per_worker_not_none.items()
+
+
+def test_an_accelerator_that_ray_has_not_is_refused() -> None:
+    with pytest.raises(DistributedError, match="as in tpu-v6e:4x4; got 'tpu-v5e-1'"):
+        on_ray.scaling(1, "tpu-v5e-1")
 
 
 def test_the_data_and_the_model_of_this_machine_go_to_the_cloud(recipe: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +23,7 @@ from tunekit.rendezvous import free_port
 from tunekit.result import RUN_FOLDER
 from tunekit.run import how_to_resume
 
-_KINDS = {"cpu": "cpu", "gpu": "cuda"}
+_KINDS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 """What a worker is given, and what JAX calls it."""
 _PLAIN_PRINT = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 """Without it Ray Train has every printed line logged, and so shown, a second time."""
@@ -36,12 +37,13 @@ def run_on_ray(recipe: Recipe, *, workers: int = 1, accelerator: str = "cpu") ->
     Args:
         recipe: with `runtime.out`, a folder that all workers share.
         workers: processes.
-        accelerator: what each is given: "cpu", "gpu", or several as in "gpu:4".
+        accelerator: what each is given: "cpu", "gpu", "tpu", several as in "gpu:8"; or the slice of
+            which each is a machine, as in "tpu-v6e:4x4".
 
     Raises:
         DistributedError: Ray is not installed, or a worker has failed.
     """
-    kind, count = _given(workers, accelerator)
+    asked = scaling(workers, accelerator)
     if "RAY_ADDRESS" not in os.environ:
         # A cluster of one's own is nobody else's: Ray then uses this machine's loopback address.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -49,6 +51,7 @@ def run_on_ray(recipe: Recipe, *, workers: int = 1, accelerator: str = "cpu") ->
     assert recipe.runtime.out is not None
     out = Path(recipe.runtime.out).expanduser().absolute()
     records = out.with_name(f".{out.name}.ray")
+    platform = _KINDS[re.split("[-:]", accelerator)[0]]
     started_here = not ray.is_initialized()
     if started_here:
         # Without its dashboard one of Ray's own workers warns every second.
@@ -57,14 +60,10 @@ def run_on_ray(recipe: Recipe, *, workers: int = 1, accelerator: str = "cpu") ->
         _work,
         train_loop_config={"recipe": recipe.model_dump(mode="json"), "folder": os.getcwd()},
         jax_config=_joining(),
-        scaling_config=train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=kind == "gpu",
-            resources_per_worker={kind.upper(): count},
-        ),
+        scaling_config=train.ScalingConfig(**asked),
         run_config=train.RunConfig(
             storage_path=str(records),
-            worker_runtime_env={"env_vars": {"JAX_PLATFORMS": _KINDS[kind], **_PLAIN_PRINT}},
+            worker_runtime_env={"env_vars": {"JAX_PLATFORMS": platform, **_PLAIN_PRINT}},
         ),
     )
     try:
@@ -124,16 +123,28 @@ def _address() -> str:
     return f"{host}:{free_port(host)}"
 
 
-def _given(workers: int, accelerator: str) -> tuple[str, int]:
-    kind, _, count = accelerator.partition(":")
-    if kind not in _KINDS or not (count or "1").isdigit():
-        raise DistributedError(
-            f"--accelerator: a worker of Ray is given {', '.join(_KINDS)} or several as in gpu:4, "
-            f"got {accelerator!r}."
-        )
+def scaling(workers: int, accelerator: str) -> dict[str, Any]:
+    """Returns what Ray's `ScalingConfig` is given for so many workers of an accelerator.
+
+    Raises:
+        DistributedError: they do not make sense.
+    """
+    kind, _, rest = accelerator.partition(":")
+    family, _, generation = kind.partition("-")
     if workers < 1:
         raise DistributedError(f"--workers: expected 1 or more, got {workers}.")
-    return kind, int(count or 1)
+    if kind in _KINDS and (rest or "1").isdigit():
+        each = {kind.upper(): int(rest or 1)}
+        asked = {"num_workers": workers, "resources_per_worker": each}
+        return {**asked, f"use_{kind}": True} if kind != "cpu" else asked
+    if family == "tpu" and generation and re.fullmatch(r"\d+(x\d+)+", rest):
+        chip = f"TPU-{generation.upper()}"
+        slice_ = {"topology": rest, "accelerator_type": chip}
+        return {"num_workers": workers, "use_tpu": True, **slice_}
+    raise DistributedError(
+        "--accelerator: a worker of Ray is given cpu, gpu or tpu, several as in gpu:8, or is a "
+        f"machine of a slice as in tpu-v6e:4x4; got {accelerator!r}."
+    )
 
 
 def _ray() -> tuple[Any, Any, Any, Any]:
