@@ -52,6 +52,9 @@ def add_compile(sub: argparse.ArgumentParser) -> None:
 
 def compile_steps(args: argparse.Namespace) -> None:
     """Writes the lowered steps of a recipe into a folder."""
+    if args.on.strip().lower() != "this":
+        # This process only traces: it takes no device, nor looks for one that it lacks.
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from tunekit.planning.artifact import write_artifact
     from tunekit.planning.hardware import target
     from tunekit.recipe import Recipe
