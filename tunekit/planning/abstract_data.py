@@ -79,8 +79,9 @@ def examples_of(
     if isinstance(spec, ClassificationSpec) and not names:
         names = _numbered(_LABELS)
         notes.append(f"{_LABELS} labels are assumed; nothing names any.")
-    if backbone.preprocessing is not None and isinstance(spec, ClassificationSpec):
-        size = backbone.preprocessing.image_size_px
+    if isinstance(spec, ClassificationSpec) and spec.name == "image_classification":
+        # A backbone of texts is refused once the task is bound.
+        size = backbone.preprocessing.image_size_px if backbone.preprocessing else (1, 1)
         images: Any = stand_in_images(size, count, names, multi_label=several)
         task = ImageClassification.bind(spec, images, recipe.augment)
         return Examples(Splits(images), task, count)

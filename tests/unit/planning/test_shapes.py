@@ -282,5 +282,8 @@ def test_what_no_plan_can_have_is_refused() -> None:
     assert [issue.path for issue in error.value.issues] == ["examples", "blocks", "labels"]
     with pytest.raises(RecipeError, match="made for a model in memory"):
         planned(Recipe(backbone=IN_MEMORY, plan=PLAN))
-    with pytest.raises(ModelError, match="takes images, and the data are texts"):
-        planned(Recipe(backbone="resnet_18", task="sft", plan=PLAN))
+    for task in ("sft", "text_classification"):
+        with pytest.raises(ModelError, match="takes images, and the data are texts"):
+            planned(Recipe(backbone="resnet_18", task=task, plan=PLAN))
+    with pytest.raises(ModelError, match="takes tokens, and the data are images"):
+        planned(Recipe(backbone="bert_base", task="image_classification", plan=PLAN), blocks=1)
