@@ -202,7 +202,8 @@ def span(lower: float, upper: float) -> str:
     """Returns two lengths of time as a range: 0.21 to 1.4 s."""
     first, last = _unit(lower), _unit(upper)
     start, end = _digits(lower / first[0]), _digits(upper / last[0])
-    return f"{start} to {end} {last[1]}" if first == last else f"{start} {first[1]} to {end} {last[1]}"
+    unit = "" if first == last else f" {first[1]}"
+    return f"{start}{unit} to {end} {last[1]}"
 
 
 def _digits(number: float) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tunekit.meshes import check_batches, chosen_sizes
 from tunekit.planning.arithmetic import step_flops
@@ -18,6 +18,7 @@ from tunekit.planning.roofline import Speeds, StepTime, step_time
 from tunekit.planning.search import Search, largest_batch
 from tunekit.planning.shapes import Planned, planned
 from tunekit.planning.topology import CompilerMissing, require_compiler
+from tunekit.platforms import Platform
 from tunekit.recipe import Recipe
 from tunekit.training.layout import MeshSizes, mesh_sizes
 
@@ -74,6 +75,8 @@ class Planner:
     examples: int | None
     labels: Any
     exact: bool = False
+    note: Callable[[str], None] = lambda text: None
+    """Told in a line of each thing that is about to be compiled."""
 
     @property
     def room(self) -> int:
@@ -101,10 +104,16 @@ class Planner:
         try:
             require_compiler(self.target)
         except CompilerMissing as missing:
-            flops = (step_flops(shapes, n, self.target.kind) for n in range(len(phases)))
+            kind = cast(Platform, self.target.kind)
+            flops = (step_flops(shapes, index, kind) for index in range(len(phases)))
             phases = [replace(phase, flops=each) for phase, each in zip(phases, flops, strict=True)]
             note = f"Activations are not told, for they are not guessed: {missing}"
             return replace(found, phases=tuple(phases), notes=(*found.notes, note))
+        batch, setting = recipe.batch, recipe.runtime
+        self.note(
+            f"compiling for {self.target}: {mesh}, batch {batch.size} in {batch.micro_batches}, "
+            f"remat {setting.remat}, {recipe.backbone.dtype}"
+        )
         costs = costs_on(
             self.target,
             on_mesh(recipe, mesh, self.target),

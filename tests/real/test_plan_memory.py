@@ -1,0 +1,24 @@
+"""The memory that a plan tells of this machine, beside what a real run takes; real weights.
+
+Networks of a few blocks, which compile soon; ``benchmarks/plan_memory.py`` runs whole ones and
+says what is measured.
+"""
+
+import sys
+
+import pytest
+
+from benchmarks.plan_memory import compared
+
+SMALLER = {
+    "ViT head": ["backbone.blocks=3", "batch.size=96"],
+    "ViT full": ["backbone.blocks=3", "batch.size=32"],
+    "SmolLM2 LoRA": ["backbone.blocks=4", "batch.size=8"],
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone can begin its record anew")
+@pytest.mark.parametrize("case", SMALLER)
+def test_a_plan_tells_the_memory_of_a_real_run(case):
+    told, measured = compared(case, SMALLER[case])
+    assert told == pytest.approx(measured, rel=0.15)
