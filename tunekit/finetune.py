@@ -61,7 +61,7 @@ def finetune(
     blocks: int | None = None,
     precision: Dtype = "float32",
     quantize: Quantization | None = None,
-    remat: Literal["none", "blocks", "full"] = "none",
+    remat: Literal["none", "blocks", "full", "dots", "offload"] = "none",
     mesh: MeshWord | MeshSpec = "auto",
     validation: Any = None,
     seed: int = 0,
@@ -121,7 +121,8 @@ def finetune(
         blocks: of the backbone to keep, from the first; all by default.
         precision: of weights and computations.
         quantize: packs the frozen kernels: "int8", "int4" or "nf4".
-        remat: what the backward pass computes anew to save memory: "blocks", or "full".
+        remat: what the backward pass computes anew to save memory: "blocks", "full", or on
+            accelerators "dots" or "offload".
         mesh: how several devices share the work: "data", "fsdp", "tensor", a `MeshSpec` of numbers
             of devices, or "one", the first device alone.
         validation: a path, (images, labels), or the fraction of the training data set aside.

@@ -16,18 +16,24 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import keras
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from tunekit.methods.intercept import Call, Wrap
 from tunekit.models.depth import block_ends
 from tunekit.models.graph import Link, chain, sublayers
-from tunekit.platforms import traced_platform
+from tunekit.models.recompute import (
+    Recompute,
+    keeping_inputs,
+    keeping_products,
+    named_inputs,
+    offloading,
+)
 
-RematMode = Literal["none", "blocks", "full"]
+RematMode = Literal["none", "blocks", "full", "dots", "offload"]
 """Keep everything; the values between blocks; the backbone's inputs alone, until its backward pass
-begins, and then the values between blocks. "full" costs two more forward passes."""
+begins, and then the values between blocks; besides those between blocks the products with weights;
+those between blocks in the host's memory. "full" costs two more forward passes."""
 
 
 def rematerialised(body: keras.Model, mode: RematMode) -> dict[keras.Layer, Wrap]:
@@ -39,7 +45,8 @@ def rematerialised(body: keras.Model, mode: RematMode) -> dict[keras.Layer, Wrap
 
     Args:
         body: the backbone.
-        mode: how much is kept.
+        mode: how much is kept; "dots" and "offload" raise a ModelError where they are traced for a
+            CPU, on which XLA does not do what they say.
 
     Example:
         >>> with intercept(rematerialised(model.keras.get_layer("backbone"), "blocks")):
@@ -49,30 +56,36 @@ def rematerialised(body: keras.Model, mode: RematMode) -> dict[keras.Layer, Wrap
         return {}
     ends = {id(end) for end in block_ends(body)}
     blocks = [link for link in chain(body) if id(link.end) in ends]
-    wraps: dict[keras.Layer, Wrap] = {
-        link.layers[0]: checkpointed for link in blocks if _is_layer(link)
-    }
+    inner: Recompute = {"dots": keeping_products, "offload": named_inputs}.get(mode, keeping_inputs)
+    block = functools.partial(checkpointed, recompute=inner)
+    wraps: dict[keras.Layer, Wrap] = {link.layers[0]: block for link in blocks if _is_layer(link)}
     for graph in _graphs(body):
         inside = [link.end for link in blocks if not _is_layer(link)]
         stretches = _stretches(graph, inside)
         if len(stretches) > 1:
-            wraps[graph] = functools.partial(_run_in_stretches, graph, stretches)
-    if mode == "full" or not wraps:
-        inner = wraps.get(body)
-        wraps[body] = (lambda call: checkpointed(inner(call))) if inner else checkpointed
+            wraps[graph] = functools.partial(_run_in_stretches, graph, stretches, inner)
+    if mode in ("full", "offload") or not wraps:
+        outer: Recompute = offloading if mode == "offload" else keeping_inputs
+        within = wraps.get(body, lambda call: call)
+        wraps[body] = lambda call: checkpointed(within(call), outer)
     return wraps
 
 
-def checkpointed(call: Call) -> Call:
-    """Returns `call`, of which the backward pass keeps the inputs alone."""
+def checkpointed(call: Call, recompute: Recompute = keeping_inputs) -> Call:
+    """Returns `call`, of which the backward pass keeps the inputs alone, or what `recompute` does.
+
+    Args:
+        call: of a layer.
+        recompute: makes a pure function keep less.
+    """
 
     def checkpointed_call(*args: Any, **kwargs: Any) -> Any:
-        return _checkpoint(lambda given: call(*given[0], **given[1]), (args, kwargs))
+        return _checkpoint(lambda given: call(*given[0], **given[1]), (args, kwargs), recompute)
 
     return checkpointed_call
 
 
-def _checkpoint(run: Callable[[Any], Any], given: Any) -> Any:
+def _checkpoint(run: Callable[[Any], Any], given: Any, recompute: Recompute) -> Any:
     """What `run` returns of `given`; what it assigns to variables is assigned.
 
     What else `run` reads, such as the values of variables, is kept and differentiated.
@@ -90,48 +103,11 @@ def _checkpoint(run: Callable[[Any], Any], given: Any) -> Any:
         variables.update(scope.assigned)
         return outputs, {key: scope.state_mapping[key] for key in scope.assigned}
 
-    recomputed = _recomputed_on_cpu if traced_platform() == "cpu" else jax.checkpoint
     tensors = [leaf for leaf, tensor in zip(leaves, is_tensor, strict=True) if tensor]
-    outputs, updates = recomputed(pure)(tensors)
+    outputs, updates = recompute(pure)(tensors)
     for key, value in updates.items():
         variables[key].assign(value)
     return outputs
-
-
-def _recomputed_on_cpu(function: Callable[[list[jax.Array]], Any]) -> Call:
-    """`jax.checkpoint` for XLA's CPU backend, which takes no notice of the latter's barriers.
-
-    It drops them before it looks for common subexpressions, finds the pass that is to be computed
-    anew, and keeps the first. Here what comes in is tied to the cotangents by adding their zero.
-    """
-
-    def call(tensors: list[jax.Array]) -> Any:
-        closed, values = jax.closure_convert(function, tensors)
-
-        @jax.custom_vjp
-        def run(tensors: list[jax.Array], *values: jax.Array) -> Any:
-            return closed(tensors, *values)
-
-        def backward(saved: Any, cotangents: Any) -> Any:
-            tensors, *values = saved
-            zero = _zero_of(cotangents)
-            tied = [x + zero.astype(x.dtype) if _is_float(x) else x for x in tensors]
-            return jax.vjp(closed, tied, *values)[1](cotangents)
-
-        run.defvjp(lambda *given: (closed(*given), given), backward)
-        return run(tensors, *values)
-
-    return call
-
-
-def _zero_of(cotangents: Any) -> jax.Array:
-    """0, computed of the cotangents in a way that XLA does not see through."""
-    first = next(x for x in jax.tree.leaves(cotangents) if _is_float(x))
-    return jnp.minimum(jnp.abs(first[(0,) * first.ndim]), 0)
-
-
-def _is_float(x: jax.Array) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 class _Recording(keras.StatelessScope):
@@ -176,11 +152,13 @@ def _stretches(graph: Any, ends: Sequence[keras.Operation]) -> list[list[Any]]:
     return stretches
 
 
-def _run_in_stretches(graph: Any, stretches: list[list[Any]], call: Call) -> Call:
+def _run_in_stretches(
+    graph: Any, stretches: list[list[Any]], recompute: Recompute, call: Call
+) -> Call:
     """Returns a call of `graph` that checkpoints every stretch of its nodes but the last."""
 
     def staged(*args: Any, **kwargs: Any) -> Any:
-        run = functools.partial(_run_graph, graph, stretches)
+        run = functools.partial(_run_graph, graph, stretches, recompute)
         object.__setattr__(graph, "_run_through_graph", run)
         try:
             return call(*args, **kwargs)
@@ -193,6 +171,7 @@ def _run_in_stretches(graph: Any, stretches: list[list[Any]], call: Call) -> Cal
 def _run_graph(
     graph: Any,
     stretches: list[list[Any]],
+    recompute: Recompute,
     inputs: Any,
     operation_fn: Callable[[keras.Operation], Call],
 ) -> Any:
@@ -205,7 +184,8 @@ def _run_graph(
         run = functools.partial(_run_nodes, stretch, later, operation_fn)
         read = {id(x) for node in stretch for x in node.input_tensors}
         given = {key: value for key, value in known.items() if key in read}
-        known |= run(given) if stretch is stretches[-1] else _checkpoint(run, given)
+        is_last = stretch is stretches[-1]
+        known |= run(given) if is_last else _checkpoint(run, given, recompute)
     return keras.tree.map_structure(lambda x: known[id(x)], graph._outputs_struct)
 
 

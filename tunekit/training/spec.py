@@ -67,9 +67,10 @@ class RuntimeSpec:
     accuracy."""
     restore_best: bool = True
     """Ends with the weights of the best evaluation, not with the last."""
-    remat: Literal["none", "blocks", "full"] = "none"
+    remat: Literal["none", "blocks", "full", "dots", "offload"] = "none"
     """What of the forward pass is computed anew for the backward pass, to save memory: nothing;
-    each block, from its inputs; also the whole backbone, from its own."""
+    each block, from its inputs; also the whole backbone, from its own; each block but its products
+    with weights; each block, from inputs that wait in the host's memory (both not on a CPU)."""
     mesh: MeshWord | MeshSpec = "auto"
     """How several devices share the work: one way for all of them, or a number for each of data,
     fsdp and tensor; one: the first device alone; auto: copies where the model fits, else shares."""

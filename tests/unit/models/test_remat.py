@@ -5,11 +5,13 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import keras
 import numpy as np
 import pytest
 
+from tunekit.errors import ModelError
 from tunekit.methods.attach import attach
 from tunekit.methods.intercept import intercept
 from tunekit.methods.part import Places
@@ -18,6 +20,7 @@ from tunekit.models.forward import Forward
 from tunekit.models.layer_roles import layer_roles
 from tunekit.models.remat import rematerialised
 from tunekit.names import layer_names
+from tunekit.platforms import tracing_for
 
 RNG = np.random.default_rng(0)
 
@@ -171,3 +174,37 @@ def test_an_error_inside_a_block_leaves_the_graph_as_it_was():
         body(np.zeros((2, 16, 16, 5), np.float32))
     assert "_run_through_graph" not in vars(body)
     assert "call" not in vars(body)
+
+
+def lowered_for_tpu(mode: str) -> str:
+    """The gradient of a vision transformer's training pass as it would run on a TPU."""
+    body, inputs = vit()
+    forward = Forward.of(body)
+    with tracing_for("tpu"):
+        run = program(forward, body, inputs, mode)
+        exported = jax.export.export(run, platforms=["tpu"])(forward.values())
+    return exported.mlir_module()
+
+
+def test_on_a_tpu_products_with_weights_are_kept_and_those_of_attention_are_not():
+    count = {
+        mode: lowered_for_tpu(mode).count("dot_general") for mode in ("none", "dots", "blocks")
+    }
+    # Of each of 3 blocks: query, key, value, output and two of the MLP once more, or none of them;
+    # attention's two in both.
+    assert count["none"] < count["dots"] < count["blocks"]
+    assert count["blocks"] - count["dots"] >= 3 * 4
+
+
+def test_on_a_tpu_what_lies_between_blocks_waits_in_the_hosts_memory():
+    text = lowered_for_tpu("offload")
+    assert text.count("pinned_host") >= 3
+    assert "pinned_host" not in lowered_for_tpu("blocks")
+
+
+@pytest.mark.parametrize("mode", ["dots", "offload"])
+def test_what_a_cpu_cannot_do_is_refused_where_it_is_asked_to(mode):
+    body, inputs = vit()
+    forward = Forward.of(body)
+    with pytest.raises(ModelError, match=f"runtime.remat: '{mode}' is of no use on a CPU"):
+        jax.eval_shape(program(forward, body, inputs, mode), forward.values())
