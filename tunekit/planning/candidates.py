@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from tunekit import recipe_text
-from tunekit.data.spec import BatchSpec
 from tunekit.errors import Issue, RecipeError
+from tunekit.planning.settings import BYTES, Setting, split
 from tunekit.plans.phase import Phase
 from tunekit.recipe import Recipe
 from tunekit.training.layout import MeshSizes
@@ -22,37 +22,6 @@ from tunekit.training.layout import MeshSizes
 LEAST_RANK = 4
 _MOST_SPLITS = 6
 """Doublings of the micro-batches that are thought of."""
-_BYTES = {"float32": 4, "mixed_bfloat16": 4, "mixed_float16": 4, "bfloat16": 2, "float16": 2}
-_COMPUTED = {"float32": 4, "mixed_bfloat16": 2, "mixed_float16": 2, "bfloat16": 2, "float16": 2}
-_PACKED = {"int8": 1.0, "int4": 0.5, "nf4": 0.5}
-_LEFT_BY_REMAT = {"none": 1.0, "blocks": 0.1, "full": 0.1}
-"""Share of the activations that is kept at least."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The values of a recipe that say how much memory it needs, beside the model's and data's."""
-
-    mesh: MeshSizes
-    batch: int
-    accumulate: int
-    remat: str
-    dtype: str
-    quantize: str | None
-    rank: int | None
-
-    @classmethod
-    def of(cls, recipe: Recipe, mesh: MeshSizes, batch: BatchSpec) -> Setting:
-        """Returns those of `recipe` on this mesh, with the batches of one of its phases."""
-        return cls(
-            mesh,
-            batch.size,
-            batch.accumulate,
-            recipe.runtime.remat,
-            recipe.backbone.dtype,
-            recipe.backbone.quantize,
-            getattr(recipe.method, "rank", None),
-        )
 
 
 @dataclass(frozen=True)
@@ -100,14 +69,9 @@ def _meshes(now: Setting, devices_of_host: int) -> Iterator[Option]:
     count, tensor = now.mesh.devices, 1
     while count % tensor == 0 and tensor <= devices_of_host:
         mesh = MeshSizes(1, count // tensor, tensor)
-        if mesh != now.mesh and _split(mesh) >= _split(now.mesh):
+        if mesh != now.mesh and split(mesh) >= split(now.mesh):
             yield "mesh", mesh, 0.5 + 0.5 * (tensor - 1)
         tensor *= 2
-
-
-def _split(mesh: MeshSizes) -> int:
-    """Parts that weights fall into."""
-    return mesh.fsdp * mesh.tensor
 
 
 def _micro_batches(now: Setting) -> Iterator[Option]:
@@ -121,7 +85,7 @@ def _micro_batches(now: Setting) -> Iterator[Option]:
 
 def _remats(now: Setting) -> Iterator[Option]:
     yield "remat", now.remat, 0.0
-    if now.remat == "none":
+    if now.remat in ("none", "dots"):
         yield "remat", "blocks", 3.0
 
 
@@ -129,7 +93,7 @@ def _dtypes(now: Setting) -> Iterator[Option]:
     yield "dtype", now.dtype, 0.0
     if now.dtype == "float32":
         yield "dtype", "mixed_bfloat16", 5.0
-    if _BYTES[now.dtype] > 2:
+    if BYTES[now.dtype] > 2:
         yield "dtype", "bfloat16", 6.0
 
 
@@ -198,73 +162,3 @@ def changed(recipe: Recipe, texts: Sequence[str]) -> Recipe:
     if issues:
         raise RecipeError(issues)
     return Recipe(**tree)
-
-
-def is_lighter(one: Setting, other: Setting) -> bool:
-    """Whether `one` needs no more than `other` by every field."""
-    pairs = zip(_weights(one), _weights(other), strict=True)
-    return all(a <= b for a, b in pairs)
-
-
-def _weights(setting: Setting) -> tuple[float, ...]:
-    """Of each field a number that is the smaller, the less memory it means."""
-    return (
-        1 / _split(setting.mesh),
-        setting.batch / setting.accumulate,
-        _LEFT_BY_REMAT[setting.remat],
-        _BYTES[setting.dtype],
-        _COMPUTED[setting.dtype],
-        _base_bytes(setting),
-        float(setting.rank or 0),
-    )
-
-
-def _base_bytes(setting: Setting) -> float:
-    """Of a frozen parameter, at least."""
-    if setting.quantize is None:
-        return float(_BYTES[setting.dtype])
-    return _PACKED[setting.quantize]
-
-
-@dataclass(frozen=True)
-class Held:
-    """Bytes of one device."""
-
-    frozen: float
-    trained: float
-    optimizer: float
-    copies: float
-    """Of weights, as they were before training and as they were best."""
-    rest: float
-    """Activations and all else that a step needs."""
-
-    @property
-    def total(self) -> float:
-        """All of them."""
-        return sum(getattr(self, field.name) for field in fields(self))
-
-
-def at_least(known: Held, of: Setting, then: Setting) -> float:
-    """Returns bytes that a device needs at least with the setting `then`.
-
-    By arithmetic, from what was found for another that needs no less in any way: a share that can
-    only be larger in truth, so that what it does not fit need not be compiled.
-
-    Args:
-        known: what a device holds.
-        of: with this setting.
-        then: the lighter one.
-    """
-    split = _split(of.mesh) / _split(then.mesh)
-    rank = (then.rank or 1) / (of.rank or 1)
-    # Whatever the mesh, all of its devices share the activations: by rows, or within a layer.
-    micro = (then.batch / then.accumulate) / (of.batch / of.accumulate)
-    remat = _LEFT_BY_REMAT[then.remat] / _LEFT_BY_REMAT[of.remat]
-    computed = _COMPUTED[then.dtype] / _COMPUTED[of.dtype]
-    return (
-        known.frozen * split * _base_bytes(then) / _base_bytes(of)
-        + (known.trained + known.optimizer) * split * rank
-        + known.copies * split * rank * _BYTES[then.dtype] / _BYTES[of.dtype]
-        # Gradients are split, or fewer, as what trains is: perhaps none of the rest is theirs.
-        + max(known.rest - known.trained, 0) * micro * remat * computed
-    )

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tunekit.planning.candidates import Held
 from tunekit.planning.compiling import CompiledPhase, compile_phases
 from tunekit.planning.hardware import Target
+from tunekit.planning.settings import Held
 from tunekit.recipe import Recipe
 
 DEPTHS = (2, 4)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tunekit.data.spec import BatchSpec
-from tunekit.planning.candidates import Held
 from tunekit.planning.costs import PhaseCost
 from tunekit.planning.counting import Counted
 from tunekit.planning.hardware import Target
 from tunekit.planning.roofline import SLOWER, StepTime
+from tunekit.planning.settings import Held
 from tunekit.recipe import Recipe
 from tunekit.training.layout import MeshSizes
 

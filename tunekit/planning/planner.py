@@ -9,13 +9,14 @@ from typing import Any, cast
 
 from tunekit.meshes import check_batches, chosen_sizes
 from tunekit.planning.arithmetic import step_flops
-from tunekit.planning.candidates import Held, Setting, changed, changes, mesh_text, overrides
+from tunekit.planning.candidates import changed, changes, mesh_text, overrides
 from tunekit.planning.costs import Costs, PhaseCost, costs_on
 from tunekit.planning.counting import Counted, counted
 from tunekit.planning.hardware import Target, target
 from tunekit.planning.plan import Change, PhasePlan, Plan
 from tunekit.planning.roofline import Speeds, StepTime, step_time
 from tunekit.planning.search import Search, largest_batch
+from tunekit.planning.settings import Held, Setting
 from tunekit.planning.shapes import Planned, planned
 from tunekit.planning.topology import CompilerMissing, require_compiler
 from tunekit.platforms import Platform

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from tunekit.errors import RecipeError
-from tunekit.planning.candidates import Change, Held, Setting, at_least, is_lighter
+from tunekit.planning.candidates import Change
+from tunekit.planning.settings import Held, Setting, at_least, is_lighter
 
 MOST_TRIES = 8
 """Changes that are compiled before the search gives up."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from tunekit.data.spec import BatchSpec
-from tunekit.planning.candidates import Held
 from tunekit.planning.costs import PhaseCost
 from tunekit.planning.counting import Counted
 from tunekit.planning.hardware import target
 from tunekit.planning.plan import PhasePlan, Plan
 from tunekit.planning.roofline import StepTime
+from tunekit.planning.settings import Held
 from tunekit.recipe import Recipe
 from tunekit.training.layout import MeshSizes
 

@@ -5,18 +5,9 @@ from dataclasses import replace
 import pytest
 
 from tunekit.errors import Issue, RecipeError
-from tunekit.planning.candidates import (
-    Change,
-    Held,
-    Setting,
-    at_least,
-    changed,
-    changes,
-    is_lighter,
-    mesh_text,
-    overrides,
-)
+from tunekit.planning.candidates import Change, changed, changes, mesh_text, overrides
 from tunekit.planning.search import MOST_TRIES, Search, largest_batch
+from tunekit.planning.settings import Held, Setting, at_least, is_lighter
 from tunekit.recipe import Recipe
 from tunekit.training.layout import MeshSizes
 
