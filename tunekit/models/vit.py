@@ -6,8 +6,6 @@ DINOV2Backbone, which has them all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,33 +126,15 @@ def build(shape: ViTShape, image_size: tuple[int, int]) -> keras.Model:
         )
     _check_dinov2(shape, image_size)
     # Positions are kept at the size of the images: KerasHub's own resize is not torch's.
-    with _positions_as_they_are():
-        return models.DINOV2Backbone(
-            **common,
-            intermediate_dim=shape.mlp_dim,
-            num_register_tokens=shape.registers,
-            use_mask_token=False,
-            use_swiglu_ffn=shape.gated_mlp,
-            position_embedding_shape=(*image_size, 3),
-            antialias_in_interpolation=shape.antialias_positions,
-        )
-
-
-@contextmanager
-def _positions_as_they_are() -> Iterator[None]:
-    """A DINOv2 that is built in this block takes its positions without a copy of their values.
-
-    Of a model in shapes only there are none. Replaces a private method of KerasHub 0.32.
-    """
-    from keras_hub.src.models.dinov2.dinov2_layers import DINOV2Embedding
-
-    embedding: Any = DINOV2Embedding
-    original = embedding._interpolate_position_embeddings
-    embedding._interpolate_position_embeddings = lambda layer, positions, *_, **__: positions.value
-    try:
-        yield
-    finally:
-        embedding._interpolate_position_embeddings = original
+    return models.DINOV2Backbone(
+        **common,
+        intermediate_dim=shape.mlp_dim,
+        num_register_tokens=shape.registers,
+        use_mask_token=False,
+        use_swiglu_ffn=shape.gated_mlp,
+        position_embedding_shape=(*image_size, 3),
+        antialias_in_interpolation=shape.antialias_positions,
+    )
 
 
 def fill(
