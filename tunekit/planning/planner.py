@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -100,7 +100,7 @@ class Planner:
             phases=(),
             examples=shapes.examples,
             depth=shapes.blocks if shapes.uniform_blocks else None,
-            notes=shapes.notes,
+            notes=(*shapes.notes, *_cache_notes(shapes)),
         )
         try:
             require_compiler(self.target)
@@ -201,6 +201,15 @@ class Planner:
 
     def _shapes(self, recipe: Recipe) -> Planned:
         return planned(recipe, examples=self.examples, labels=self.labels)
+
+
+def _cache_notes(shapes: Planned) -> Iterator[str]:
+    for number, feed in enumerate(shapes.feeds, 1):
+        if feed.start is not None:
+            yield (
+                f"steps of phase {number} begin at {feed.start}, whose outputs are kept: computing "
+                "them, once, is left out."
+            )
 
 
 def on_mesh(recipe: Recipe, mesh: MeshSizes, machine: Target) -> Recipe:

@@ -65,6 +65,13 @@ def test_without_the_compiler_state_and_operations_are_told_and_how_to_get_the_r
 
 
 @without_compilers
+def test_a_plan_of_cached_features_says_that_computing_them_is_left_out():
+    overrides = ["backbone.image_size=32", "batch.size=4"]
+    found = plan(Recipe.load("vision/linear_probe", overrides), on="v5e-1", examples=40, labels=3)
+    assert any("steps of phase 1 begin at" in note for note in found.notes)
+
+
+@without_compilers
 def test_a_state_too_large_for_all_devices_is_refused_without_a_compiler():
     found = Planner("x", _tiny_machine(), 40, 3).plan(Recipe.load("vision/full", SMALL))
     assert found.fits is False
