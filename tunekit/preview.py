@@ -15,6 +15,7 @@ from tunekit.durations import Duration
 from tunekit.errors import Issue, RecipeError
 from tunekit.methods.spec import default_train, without_data
 from tunekit.models.depth import Group
+from tunekit.models.initialisation import shapes_only
 from tunekit.models.loading import load_model
 from tunekit.models.model import Model
 from tunekit.models.trainable import put, resolve_trainable
@@ -38,7 +39,7 @@ class Preview:
     recipe: Recipe
     """The recipe with every builder replaced by its phases."""
     model: Model
-    """As it would be trained, but with fresh weights."""
+    """As it would be trained, but in shapes only: its variables have no values."""
     groups: tuple[Group, ...]
     """The model's, in depth order."""
     phases: tuple[ResolvedPhase, ...]
@@ -156,16 +157,17 @@ def plan_preview(
 
 def _built(recipe: Recipe, labels: Sequence[str]) -> Model:
     backbone = recipe.backbone
-    model = load_model(
-        backbone.name,
-        image_size=backbone.image_size,
-        labels=labels,
-        head=recipe.head,
-        dtype=backbone.dtype,
-        pretrained=False,
-        blocks=backbone.blocks,
-    )
-    put(without_data(recipe.method), model)
+    with shapes_only():
+        model = load_model(
+            backbone.name,
+            image_size=backbone.image_size,
+            labels=labels,
+            head=recipe.head,
+            dtype=backbone.dtype,
+            pretrained=False,
+            blocks=backbone.blocks,
+        )
+        put(without_data(recipe.method), model)
     return model
 
 

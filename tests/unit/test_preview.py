@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -264,3 +265,14 @@ def test_parameters_are_counted_in_three_digits(number, text):
 )
 def test_only_all_of_a_model_is_a_hundred_percent(share, text):
     assert _percent(share) == text
+
+
+def test_a_model_that_no_memory_holds_is_previewed() -> None:
+    recipe = Recipe(backbone="llama3_70b", method="lora", plan=[{"epochs": 1}])
+    preview = plan_preview(recipe, examples=320)
+    values = [variable.value for variable in preview.model.variables().values()]
+    assert all(isinstance(value, jax.ShapeDtypeStruct) for value in values)
+    # Of 80 blocks query and value, 8192 to 8192 and to 1024, by rank 8; and a head of two labels.
+    lora = 80 * 8 * (8192 + 8192 + 8192 + 1024)
+    assert sum(group.added for group in preview.groups) == lora
+    assert "1 epoch, 10 steps" in preview.table()
