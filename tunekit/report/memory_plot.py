@@ -73,7 +73,7 @@ def draw_memory(axes: Axes, bars: Sequence[Bar]) -> None:
     axes.tick_params(axis="y", labelsize=8.5, colors=INK)
     axes.set_ylim(len(bars) - 0.45, -0.55)
     longest = max(max(sum(bar.memory.values()), bar.limit) for bar in bars) / GIB
-    axes.set_xlim(0, longest * 1.17)
+    axes.set_xlim(0, longest * 1.2)
     axes.set_xlabel("GiB of one device", color=SOFT, fontsize=8.5)
     starts = [0.0] * len(bars)
     for kind, colour in COLOURS.items():
