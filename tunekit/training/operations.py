@@ -14,6 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.interpreters.partial_eval import dce_jaxpr
 
 _ELEMENTWISE = frozenset(
     ("add", "sub", "mul", "div", "max", "min", "neg", "add_any", "square", "integer_pow", "clamp")
@@ -22,7 +23,16 @@ _REDUCING = frozenset(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", 
 
 
 def operations(jaxpr: Any) -> float:
-    """Returns the operations of a jaxpr, those of its loops and calls included."""
+    """Returns the operations of a jaxpr, those of its loops and calls included.
+
+    What no result depends on is left out, as XLA leaves it out: a step that starts from cached
+    features traces the frozen part of the network too.
+    """
+    needed, _ = dce_jaxpr(jaxpr, used_outputs=True)
+    return _operations(needed)
+
+
+def _operations(jaxpr: Any) -> float:
     return sum(_of_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -35,8 +45,8 @@ def _of_equation(equation: Any) -> float:
     if name in _REDUCING:
         return _floating(equation.invars[0].aval)
     if name == "cond":
-        return max(operations(branch.jaxpr) for branch in parameters["branches"])
-    inner = sum(operations(jaxpr) for jaxpr in _inner(parameters))
+        return max(_operations(branch.jaxpr) for branch in parameters["branches"])
+    inner = sum(_operations(jaxpr) for jaxpr in _inner(parameters))
     return inner * parameters["length"] if name == "scan" else inner
 
 

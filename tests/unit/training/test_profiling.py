@@ -185,3 +185,14 @@ def test_steps_of_a_trace_are_first_and_end():
         with pytest.raises(ValueError, match="expected steps as FIRST:END"):
             traced_steps(wrong)
     assert RuntimeSpec(profile_steps="5:2").issues()[0][0] == "profile_steps"
+
+
+def test_what_no_result_depends_on_is_no_operation():
+    def step(x: jax.Array) -> jax.Array:
+        _ = jnp.tanh(x @ x) @ x
+        kept, _ = jax.jit(lambda y: (y @ x, y @ x @ x))(x)
+        looped, _ = jax.lax.scan(lambda y, _: (y @ x, y @ x @ x), kept, None, length=3)
+        return looped
+
+    found = operations(jax.jit(step).trace(jnp.ones((8, 8))).jaxpr.jaxpr)
+    assert found == (1 + 3) * 2 * 8**3
