@@ -104,6 +104,11 @@ def test_run_resumes_only_in_a_folder(capsys: Capture) -> None:
     assert "runtime.resume: there is no folder to resume from" in complaint
 
 
+def test_run_traces_steps_from_one_to_another(capsys: Capture) -> None:
+    argv = ["run", "vision/full", "data.path=photos", "--profile-steps", "7"]
+    assert "runtime.profile_steps: expected steps as FIRST:END" in said(capsys, *argv, code=2)
+
+
 def test_options_may_stand_between_overrides(capsys: Capture, tmp_path: Path) -> None:
     argv = ["run", "vision/full", "--out", str(tmp_path), "batch.size=x", "--resume", "seed=y"]
     complaint = said(capsys, *argv, code=2)
@@ -255,9 +260,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels[..., channel] += 150
             Image.fromarray(pixels).save(folder / "photos" / label / f"{index}.png")
     small = ["backbone.image_size=32", "batch.size=4", "data.validation_fraction=0.34"]
-    printed = in_a_new_process(
-        folder, "run", "vision/linear_probe", "data.path=photos", "plan.0.epochs=2", *small
-    )
+    argv = ["run", "vision/linear_probe", "data.path=photos", "plan.0.epochs=2", *small]
+    printed = in_a_new_process(folder, *argv, "--profile", "--profile-steps", "1:3")
+    assert "waiting for a batch, no step running" in printed and "-bound: " in printed
     assert "accuracy" in printed and printed.endswith("saved in runs/linear_probe\n")
     return folder
 
@@ -267,6 +272,11 @@ def test_run_saves_a_result_with_its_curves_and_recipe(workplace: Path) -> None:
     assert {"curves.png", "metrics.json", "model.safetensors"} <= {p.name for p in out.iterdir()}
     recipe = Recipe.load(out / "recipe.yaml")
     assert (recipe.plan[0].epochs, recipe.runtime.out) == (2.0, "runs/linear_probe")
+    report = json.loads((out / "report.json").read_text())
+    summary = json.loads((out / "profile" / "summary.json").read_text())
+    assert report["profile"] == summary and summary["traced_steps"] == [1, 3]
+    assert report["unexpected_compiles"] == []
+    assert len(list((out / "profile").rglob("*.trace.json.gz"))) == 1
 
 
 def test_predict_prints_a_label_and_its_probability_for_each_file(
