@@ -120,9 +120,11 @@ def shifted_depthwise(
     return _shifted_sum(x, kernel, strides, padding)
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def _shifted_sum(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Padding
 ) -> jax.Array:
+    """A program of its own, which XLA puts in line: traced once for all layers of one shape."""
     taps = _taps(_padded(x, padding), (kernel.shape[0], kernel.shape[1]), strides)
     weights = kernel.reshape(-1, kernel.shape[-1])
     return functools.reduce(jnp.add, (tap * weights[n] for n, tap in enumerate(taps)))
@@ -132,6 +134,7 @@ def _forward(x, kernel, strides, padding):
     return shifted_depthwise(x, kernel, strides, padding), (x, kernel)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _backward(strides, padding, saved, cotangent):
     x, kernel = saved
     (x_cotangent,) = jax.vjp(lambda x: _shifted_sum(x, kernel, strides, padding), x)[1](cotangent)

@@ -7,6 +7,7 @@ its moments whatever joins or leaves. The learning rate is no part of it; the st
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,10 @@ def transformation(
         name: structural name of the variable.
         value: its value, for its shape.
     """
+    return _rule(spec, orthogonal=spec.name == "muon" and _is_hidden_matrix(name, value))
+
+
+def _rule(spec: OptimizerSpec, *, orthogonal: bool) -> optax.GradientTransformation:
     adam = optax.scale_by_adam(*spec.betas, eps=spec.epsilon)
     return {
         "adam": lambda: adam,
@@ -39,7 +44,7 @@ def transformation(
         "sgd": lambda: optax.trace(spec.momentum, nesterov=True),
         "lion": lambda: optax.scale_by_lion(*spec.betas),
         # Muon orthogonalises matrices of hidden layers; all else is Adam's, as its author says.
-        "muon": lambda: scale_by_muon() if _is_hidden_matrix(name, value) else adam,
+        "muon": lambda: scale_by_muon() if orthogonal else adam,
     }[spec.name]()
 
 
@@ -93,12 +98,37 @@ def apply_gradients(
     """
     new_values: Values = {}
     new_states: OptimizerStates = {}
-    step: Any
     for name, value in trainable.items():
-        step, new_states[name] = transformation(spec, name, value).update(
-            gradients[name], states[name], value
+        new_values[name], new_states[name] = _updated(
+            gradients[name],
+            states[name],
+            value,
+            learning_rates[name],
+            spec=spec,
+            orthogonal=spec.name == "muon" and _is_hidden_matrix(name, value),
+            decay=weight_decay(spec, name, value),
         )
-        if decay := weight_decay(spec, name, value):
-            step = step + decay * value
-        new_values[name] = value - learning_rates[name] * step
     return new_values, new_states
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "orthogonal", "decay"))
+def _updated(
+    gradient: jax.Array,
+    state: Any,
+    value: jax.Array,
+    learning_rate: jax.Array,
+    *,
+    spec: OptimizerSpec,
+    orthogonal: bool,
+    decay: float,
+) -> tuple[jax.Array, Any]:
+    """A value and its state after one step.
+
+    A program of its own, which XLA puts in line: it is traced once for all variables of one shape,
+    and there are hundreds.
+    """
+    step: Any
+    step, state = _rule(spec, orthogonal=orthogonal).update(gradient, state, value)
+    if decay:
+        step = step + decay * value
+    return value - learning_rate * step, state
