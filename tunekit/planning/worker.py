@@ -8,8 +8,10 @@ when the process dies is kept.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from typing import Any
 from tunekit.errors import RecipeError, TunekitError
 
 REQUEST, RESULT = "request.json", "result.json"
+_PARENT_DEATH_SIGNAL = 1
+"""``PR_SET_PDEATHSIG`` of Linux' ``prctl``."""
 
 
 def answer(folder: Path) -> None:
@@ -67,5 +71,12 @@ def _compiled(request: dict[str, Any], result: dict[str, Any], write: Any):
         yield compiled_phase(run, index, machine, layout).to_json()
 
 
+def end_with_parent() -> None:
+    """The kernel ends this process when the one that started it dies (on Linux alone)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    end_with_parent()
     answer(Path(sys.argv[1]))

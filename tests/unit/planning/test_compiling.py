@@ -6,7 +6,9 @@ import importlib.util
 import json
 import math
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +92,37 @@ def test_a_worker_that_fails_says_its_last_words(
     _worker_that(tmp_path, monkeypatch, "sys.exit('no room on the disk')")
     with pytest.raises(CompileError, match="failed, its last words being: no room on the disk at"):
         compile_phases(recipe, target("this"))
+
+
+CHILD = """
+import time
+from tunekit.planning.worker import end_with_parent
+end_with_parent()
+print("ready", flush=True)
+time.sleep(600)
+"""
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE, text=True)
+child.stdout.readline()
+print(child.pid, flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of the death")
+def test_a_worker_does_not_outlive_the_process_that_asked() -> None:
+    command = [sys.executable, "-c", PARENT, CHILD]
+    child = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not _is_gone(child):
+        time.sleep(0.05)
+    assert _is_gone(child)
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether a process has ended, be it that nobody has asked for its status yet."""
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 @pytest.mark.parametrize(
