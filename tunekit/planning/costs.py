@@ -33,6 +33,8 @@ class PhaseCost:
     """Bytes of one device."""
     flops: float
     """Of a step, all devices together."""
+    inputs: float
+    """Bytes of the arguments of one device that are no state: of its batch."""
     least_bytes: float
     """Of the arguments and results of one device."""
     bytes_accessed: float | None
@@ -114,6 +116,7 @@ def phase_cost(compiled: CompiledPhase, machine: Target) -> PhaseCost:
         label=compiled.label,
         held=held,
         flops=compiled.flops,
+        inputs=max(compiled.argument_bytes - sum(state.values()), 0),
         least_bytes=compiled.argument_bytes + compiled.output_bytes,
         bytes_accessed=compiled.bytes_accessed,
         collectives=tuple(compiled.collectives),
@@ -140,6 +143,7 @@ def extrapolated(few: PhaseCost, more: PhaseCost, blocks: int) -> PhaseCost:
         more,
         held=Held(**held),
         flops=line(few.flops, more.flops),
+        inputs=more.inputs,
         least_bytes=line(few.least_bytes, more.least_bytes),
         bytes_accessed=accessed,
         collectives=tuple(_lines(few.collectives, more.collectives, line)),

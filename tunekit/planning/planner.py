@@ -182,6 +182,9 @@ class Planner:
         priced = []
         for phase, cost in zip(phases, costs.phases, strict=True):
             held = replace(cost.held, copies=_copies(phase.counted, cost.held, found))
+            if self.target.kind == "cpu":
+                # Batches that are read ahead lie in the same memory.
+                held = replace(held, rest=held.rest + phase.batch.prefetch * cost.inputs)
             time = None if speeds is None else _time(cost, found.mesh.devices, speeds)
             priced.append(replace(phase, flops=cost.flops, held=held, cost=cost, time=time))
         return replace(found, phases=tuple(priced), blocks=costs.blocks)

@@ -26,7 +26,7 @@ def made_phase(activations: float | None = 6.0, **changes: Any) -> PhasePlan:
         return PhasePlan(counted, BatchSpec(size=8), 29.1e12, **changes)
     held = Held(2 * GIB, GIB / 64, GIB / 32, GIB / 64, activations * GIB)
     collectives = ({"kind": "all-gather", "count": 64, "bytes": 16 * GIB},)
-    cost = PhaseCost("lora adapter", held, 29.1e12, 3e9, 176e9, collectives, 12.5)
+    cost = PhaseCost("lora adapter", held, 29.1e12, 1e5, 3e9, 176e9, collectives, 12.5)
     time = StepTime(compute=0.171, memory=0.004, links=0.094, upper=0.43)
     return PhasePlan(counted, BatchSpec(size=8), 29.1e12, held, cost, time, **changes)
 
