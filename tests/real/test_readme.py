@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.assets import chatterbot, smollm2
-from tests.real.pages import ROOT, SESSION, Example, difference, environment, examples
+from tests.real.pages import FENCE, ROOT, SESSION, Example, difference, environment, examples
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
