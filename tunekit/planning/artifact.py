@@ -107,7 +107,7 @@ def write_artifact(
         "versions": {"tunekit": __version__, **_versions("jax", "keras", "keras-hub")},
         "target": {"name": target.name, "chip": target.chip.label, "devices": target.count},
         "mesh": {"data": sizes.data, "fsdp": sizes.fsdp, "tensor": sizes.tensor},
-        "notes": list(run.notes),
+        "notes": [*run.notes, *_told_of(target)],
         "phases": [],
         "sha256": {},
     }
@@ -134,6 +134,13 @@ def write_artifact(
         text = json.dumps(manifest, indent=1) + "\n"
         (folder / MANIFEST).write_text(text, encoding="utf-8")
     return Artifact(manifest, tuple(phases))
+
+
+def _told_of(target: Target) -> list[str]:
+    """What sets the programs in files apart from those that a run there has."""
+    if target.kind != "gpu" or target.count == 1:
+        return []
+    return ["attention is plain: how cuDNN's is divided over several cards is nothing for a file."]
 
 
 def load_artifact(folder: str | Path) -> Artifact:

@@ -131,6 +131,13 @@ def test_the_command_writes_a_folder_for_a_slice(
         loaded.step(0, {})
 
 
+def test_programs_for_several_cards_are_said_to_have_plain_attention(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    cards = write_artifact(recipe, target("h100-2"), tmp_path, examples=EXAMPLES, labels=LABELS)
+    assert any("attention is plain" in note for note in cards.manifest["notes"])
+
+
 def test_other_files_are_not_written_over(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(ModelError, match=str(tmp_path)):
