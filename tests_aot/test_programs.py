@@ -76,8 +76,9 @@ def test_a_program_compiles_for_a_machine(
     assert 0 < state <= phase.argument_bytes
     assert state < phase.peak_bytes < target(machine).chip.usable_bytes
     assert phase.flops > 1e8
-    # All devices share a batch: what trains on each is added up.
-    assert sum(each["bytes"] for each in phase.collectives) >= phase.state["trained"]
+    # All devices share a batch: the gradients of what trains are added up. In bfloat16 they take
+    # half the bytes of the float32 that trains, and a table of positions has rows that no text reaches.
+    assert sum(each["bytes"] for each in phase.collectives) >= 0.4 * phase.state["trained"]
     has_flash = any("cuDNN" in note for note in phase.notes)
     # It needs bfloat16, and in training an even number of tokens, which a ViT does not have.
     needs = program in ("SmolLM2 LoRA", "SmolLM2 full", "ViT-S/16 head")
