@@ -77,7 +77,7 @@ def test_a_program_compiles_for_a_machine(
     assert state < phase.peak_bytes < target(machine).chip.usable_bytes
     assert phase.flops > 1e8
     # All devices share a batch: the gradients of what trains are added up. In bfloat16 they take
-    # half the bytes of the float32 that trains, and a table of positions has rows that no text reaches.
+    # half the bytes of the float32 that trains; of a table of positions, no text reaches all rows.
     assert sum(each["bytes"] for each in phase.collectives) >= 0.4 * phase.state["trained"]
     has_flash = any("cuDNN" in note for note in phase.notes)
     # It needs bfloat16, and in training an even number of tokens, which a ViT does not have.
