@@ -14,8 +14,9 @@ from tunekit.planning.settings import Held, Setting, at_least, is_lighter
 
 MOST_TRIES = 8
 """Changes that are compiled before the search gives up."""
-MOST_SIZES = 4
-"""Batch sizes that are compiled before the search ends with the largest that fits so far."""
+MOST_SIZES = 2
+"""Batch sizes that are compiled before the search ends with the largest that fits so far: a deep
+network takes minutes each."""
 MOST_EXAMPLES = 2**16
 """Of a batch: beyond that nobody asks."""
 
