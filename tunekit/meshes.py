@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 
-from tunekit.data.memory import available_memory
 from tunekit.data.spec import BatchSpec
 from tunekit.distributed import gathered, process_count
 from tunekit.errors import Issue, RecipeError
@@ -19,6 +18,7 @@ from tunekit.models.sharding import batch_shared, layout_specs
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.recipe import Recipe
 from tunekit.training.layout import Layout, MeshSizes, check_batch, mesh_sizes
+from tunekit.training.memory import device_memory
 from tunekit.training.mesh_choice import choose_mesh
 from tunekit.training.state import partition
 
@@ -122,12 +122,3 @@ def state_bytes(recipe: Recipe, model: Model, phase: ResolvedPhase) -> int:
     )
     leaves = jax.tree.leaves((carried, frozen, carried.trainable))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-
-
-def device_memory() -> int:
-    """Returns the bytes that a program may take on each device of this process."""
-    device = jax.local_devices()[0]
-    stats = device.memory_stats() or {}
-    if limit := stats.get("bytes_limit"):
-        return int(limit)
-    return available_memory() // len(jax.local_devices())

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from tunekit.methods.linear import DenseForm, linear_form
 from tunekit.methods.part import LayerRole
 from tunekit.models.layer_roles import layer_roles
 from tunekit.models.placement import BATCH_AXES, MESH_AXES
-from tunekit.rules import Rules
+from tunekit.rules import matching
 
 if TYPE_CHECKING:
     from tunekit.models.model import Model
@@ -176,21 +175,19 @@ def _asked(
             issues.append(Issue(f"runtime.sharding.{pattern}", message))
     if issues:
         raise RecipeError(issues)
+    matched: dict[str, Axes] = {}
     try:
-        found = Rules(tuple(own.items()), default=()).resolve(shapes)
+        for pattern, axes in own.items():
+            for name in matching(pattern, shapes):
+                matched.setdefault(name, axes)
     except SelectionError as error:
         raise RecipeError([Issue("runtime.sharding", str(error))]) from error
-    matched = {name: axes for name, axes in found.items() if any(_matches(p, name) for p in own)}
     for name, axes in matched.items():
-        if message := _misfit(axes or (), shapes[name], sizes):
+        if message := _misfit(axes, shapes[name], sizes):
             issues.append(Issue("runtime.sharding", f"'{name}' {list(shapes[name])}: {message}"))
     if issues:
         raise RecipeError(issues)
-    return {name: tuple(axes or ()) for name, axes in matched.items()}
-
-
-def _matches(pattern: str, name: str) -> bool:
-    return re.fullmatch(pattern, name) is not None
+    return matched
 
 
 def _misfit(axes: Axes, shape: tuple[int, ...], sizes: Mapping[str, int]) -> str:
@@ -214,9 +211,9 @@ def batch_shared(model: Model, mesh: Mesh) -> dict[keras.Layer, Wrap]:
     """
     body: Any = model.keras.get_layer("backbone")
     layers = {id(layer): layer for layer in body.layers}
+    named = model.forward().layers
     for group in model.groups():
         if group.kind == "block":
-            named = model.forward().layers
             layers |= {id(named[name]): named[name] for name in group.layers if name in named}
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     wrap = functools.partial(_kept_to_rows, mesh, shards)

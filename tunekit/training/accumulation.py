@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
-from tunekit.data.memory import available_memory
+from tunekit.training.memory import device_memory
 
 SHARE = 0.9
 """Of the memory there is, what a step may take: XLA's account leaves small things out."""
@@ -73,9 +71,4 @@ def device_bytes(held: int) -> int:
     Args:
         held: bytes of its arguments that are in memory already.
     """
-    devices = jax.local_devices()
-    if devices[0].platform == "cpu":
-        # Virtual devices share the machine's.
-        return int(SHARE * (available_memory() + held) / len(devices))
-    stats = [device.memory_stats() or {} for device in devices]
-    return int(SHARE * min(each.get("bytes_limit", 0) for each in stats))
+    return int(SHARE * device_memory(held))

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from tunekit.data.memory import available_memory
 from tunekit.training.step import Carried, Values
 
 Memory = dict[str, int | None]
@@ -31,6 +32,18 @@ def step_memory(carried: Carried, frozen: Values, program: Any) -> Memory:
         "optimizer": _bytes((carried.optimizer, carried.ema)),
         "activations": None if analysis is None else int(analysis.temp_size_in_bytes),
     }
+
+
+def device_memory(held: int = 0) -> int:
+    """Returns the bytes that a program may take on each device of this process.
+
+    Args:
+        held: of its arguments, which are there already.
+    """
+    devices = jax.local_devices()
+    limits = [(device.memory_stats() or {}).get("bytes_limit") or 0 for device in devices]
+    # Virtual devices of a CPU, which have no limit of their own, share the machine's memory.
+    return min(limits) or (available_memory() + held) // len(devices)
 
 
 def memory_text(memory: Memory) -> str:

@@ -36,7 +36,7 @@ def test_a_step_holds_its_arguments_and_the_results_that_do_not_take_their_place
 
 
 def test_what_is_in_memory_already_is_no_more_to_take(monkeypatch):
-    monkeypatch.setattr("tunekit.training.accumulation.available_memory", lambda: 1000)
+    monkeypatch.setattr("tunekit.training.memory.available_memory", lambda: 1000)
     share = 1 / len(jax.local_devices())
     assert device_bytes(0) == int(900 * share)
     assert device_bytes(1000) == int(1800 * share)
