@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 KINDS = ("full", "lora")
@@ -66,17 +67,20 @@ def start(kind: str) -> None:
     process = float(os.environ[_STARTED])
     run = time.time()
 
+    class Done(Exception):
+        """The first step is done."""
+
     class FirstStep(SilentReporter):
-        """Ends the process when the first step is done."""
+        """Ends training when the first step is done."""
 
         def step(self, *, loss: float, learning_rate: float, examples: int) -> None:
             now = time.time()
             seconds = {"process": now - process, "run": now - run, "training": now - training}
             print(json.dumps({**seconds, "processor": time.process_time()}), flush=True)
-            # Without what a process does at its end: threads, and memory given back.
-            os._exit(0)
+            raise Done
 
-    with session(recipe_of(kind)) as ready:
+    # What is left for the next start is written while the process ends.
+    with suppress(Done), session(recipe_of(kind)) as ready:
         training = time.time()
         ready.trainer(reporter=FirstStep()).fit()
 

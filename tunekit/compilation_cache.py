@@ -2,7 +2,8 @@
 
 JAX keeps them by what was traced, its version, XLA's flags and the kind of device, in
 ``$XDG_CACHE_HOME/tunekit/programs`` or ``~/.cache/tunekit/programs``. To clear the cache, delete
-that folder, whenever. Beyond `LARGEST_BYTES` the programs not used for longest go.
+that folder, whenever. Beyond `LARGEST_BYTES` the programs not used for longest go. In its folder
+``steps`` are the training steps of whole runs, which a second start finds without tracing them.
 
 What JAX leaves to its user is seen to here (read in JAX 0.10):
 
@@ -15,12 +16,17 @@ What JAX leaves to its user is seen to here (read in JAX 0.10):
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
 import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 OPT_OUT = "TUNEKIT_COMPILATION_CACHE"
 """Environment variable that, set to "off", leaves JAX' own settings alone."""
@@ -81,6 +87,42 @@ def cache_warning(kept: Kept) -> str | None:
         f"compiled programs are not kept, so the next start compiles them again: {kept.reason}. "
         f"Name a folder by JAX_COMPILATION_CACHE_DIR, or set {OPT_OUT}=off."
     )
+
+
+@contextmanager
+def watched() -> Iterator[Callable[[], bool]]:
+    """Yields what tells whether this thread has compiled in the block, or found all programs.
+
+    It says so of programs that JAX has written to the disk, too.
+    """
+    _listen()
+    before = getattr(_WRITTEN, "count", 0)
+    yield lambda: getattr(_WRITTEN, "count", 0) > before
+
+
+_WRITTEN = threading.local()
+"""How many programs a thread has compiled and written."""
+
+
+@functools.cache
+def _listen() -> None:
+    import jax
+
+    def heard(event: str, **_: Any) -> None:
+        # JAX tells of it in the thread that compiles.
+        if event == "/jax/compilation_cache/cache_misses":
+            _WRITTEN.count = getattr(_WRITTEN, "count", 0) + 1
+
+    jax.monitoring.register_event_listener(heard)
+
+
+def kept_steps_folder() -> Path | None:
+    """Returns where whole steps are kept (``training.kept_steps``): within tunekit's own folder.
+
+    `None` where the user has chosen another folder, or none.
+    """
+    kept = keep_programs()
+    return None if kept.folder is None or kept.reason else Path(kept.folder) / "steps"
 
 
 def default_folder() -> Path:

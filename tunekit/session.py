@@ -32,6 +32,7 @@ from tunekit.recipe_keywords import IN_MEMORY
 from tunekit.report.run import run_report
 from tunekit.result import MODEL_FILE, RUN_FOLDER, Result
 from tunekit.same_run import check_same_run
+from tunekit.step_identity import kept_steps
 from tunekit.tasks.embedding import EmbeddingTask
 from tunekit.tasks.image_classification import ImageClassification
 from tunekit.tasks.language_modelling import LanguageModelling
@@ -40,6 +41,7 @@ from tunekit.tasks.text_classification import TextClassification
 from tunekit.text_answers import metrics_on
 from tunekit.text_feeds import TextFeeder
 from tunekit.training.checkpoints import Checkpoints
+from tunekit.training.kept_steps import KeptSteps
 from tunekit.training.layout import Layout
 from tunekit.training.profiling import FIRST_TRACED, TRACED, Profile, Unprofiled
 from tunekit.training.progress import reporter
@@ -62,6 +64,8 @@ class Session:
     phases: tuple[ResolvedPhase, ...]
     layout: Layout | None = None
     """How the run lies on several devices; `None` is one."""
+    is_named: bool = False
+    """Whether the model is the one that the recipe names, and not one from memory."""
 
     def of(self, recipe: Recipe) -> Session:
         """Returns a session over the same model and data, of a recipe that differs elsewhere."""
@@ -81,8 +85,14 @@ class Session:
             seed=self.recipe.seed,
             checkpoints=checkpoints,
             layout=self.layout,
+            kept=self._kept_steps(),
             **changes,
         )
+
+    def _kept_steps(self) -> KeptSteps | None:
+        if self.layout is not None or not self.is_named:
+            return None
+        return kept_steps(self.recipe, self.splits, self.model)
 
     def fresh_head(self) -> Values:
         """Returns the values of a fresh head as the recipe's seed draws them, by full name."""
@@ -233,7 +243,7 @@ def session(
         check_same_run(recipe, splits, ready)
         phases = phases_of(recipe, feeder.model, feeder.steps_per_epoch)
         layout = layout_of(recipe, ready, phases)
-        yield Session(recipe, splits, task, ready, feeder, phases, layout)
+        yield Session(recipe, splits, task, ready, feeder, phases, layout, is_named=model is None)
 
 
 def _store(recipe: Recipe, model: Model, shared: FeatureStore | None) -> FeatureStore:

@@ -56,6 +56,7 @@ FILES = {
     "phases": "finetune",
     "meshes": "finetune",
     "same_run": "finetune",
+    "step_identity": "finetune",
     "asked": "finetune",
     "inspection": "finetune",
     "ready_model": "finetune",

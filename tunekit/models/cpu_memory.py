@@ -13,6 +13,9 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +29,9 @@ _MMAP_MAX, _TRIM_THRESHOLD = 65536, 128 * 1024
 
 LARGEST_KEPT_BYTES = 2**31
 """Buffers of one program beyond which freed memory goes back after all."""
+
+MUCH_BYTES = 2**26
+"""What a block must have taken for its memory to be given back."""
 
 OPT_OUT = "TUNEKIT_RETURN_FREED_MEMORY"
 """Environment variable that, where it is set, leaves the allocator alone."""
@@ -61,6 +67,30 @@ def return_freed_memory() -> None:
         mallopt = _kept.pop()
         mallopt(_M_MMAP_MAX, _MMAP_MAX)
         mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+
+
+@contextmanager
+def memory_given_back() -> Iterator[None]:
+    """What the block took for itself and let go goes back to the system, where it is much.
+
+    Loading a model, and compiling or loading a program, takes some times what stays of it; kept by
+    ``malloc``, it would lie beside the buffers of training. SmolLM2-135M's LoRA steps peaked 1.5 GB
+    higher (``benchmarks/plan_memory.py``).
+    """
+    before = _resident_bytes()
+    yield
+    if before is not None and (_resident_bytes() or 0) - before > MUCH_BYTES:
+        with suppress(OSError, AttributeError):  # musl, for one, has neither.
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _resident_bytes() -> int | None:
+    """Bytes of memory that this process holds; `None` on a system that is not Linux."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGESIZE")
 
 
 _kept: list[Any] = []

@@ -24,7 +24,7 @@ from tunekit.models import (
     timm,
 )
 from tunekit.models.backbone import Backbone, PretrainedHead
-from tunekit.models.cpu_memory import keep_freed_memory
+from tunekit.models.cpu_memory import keep_freed_memory, memory_given_back
 from tunekit.models.first_blocks import with_first_blocks
 from tunekit.models.labels import distinct
 from tunekit.models.model import Model
@@ -34,6 +34,7 @@ from tunekit.models.torch_weights import read_json
 _HUGGINGFACE = "hf://"
 
 
+@memory_given_back()
 def load_model(
     source: str | Path | keras.Model,
     *,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tunekit.training.memory import memory_text, step_memory
+from tunekit.training.memory import memory_text, step_memory, temporary_bytes
 from tunekit.training.progress import Reporter, SilentReporter
 from tunekit.training.state import State
 from tunekit.training.step import Carried, Measured, Values
@@ -89,7 +89,8 @@ class Members:
                 if program is None:
                     program = self._compiled(index, carried, *arguments)
                     # Of all members together: what they share is counted once.
-                    memory = step_memory(carried, {**shared, **own}, program)
+                    temporary = temporary_bytes(program)
+                    memory = step_memory(carried, {**shared, **own}, temporary)
                     self.reporter.note(memory_text(memory))
                     for state in states:
                         state.progress.memory = memory

@@ -8,29 +8,38 @@ from typing import Any
 import jax
 
 from tunekit.data.memory import available_memory
+from tunekit.models.cpu_memory import memory_given_back
 from tunekit.training.step import Carried, Values
 
 Memory = dict[str, int | None]
 """Bytes by what they hold: "frozen" and "trained" weights, "optimizer", "activations"."""
 
 
-def step_memory(carried: Carried, frozen: Values, program: Any) -> Memory:
-    """Returns the bytes that training by `program` holds, on each of the devices.
+def temporary_bytes(program: jax.stages.Compiled) -> int | None:
+    """Returns what a compiled step needs besides its inputs and outputs, gradients among it.
 
-    "optimizer" is moments and moving averages. "activations" is what the step needs besides its
-    inputs and outputs, gradients among it; `None` where XLA does not say.
+    `None` where XLA does not say. To be asked once: it reads the whole program from the executable.
+    """
+    with memory_given_back():
+        analysis = program.memory_analysis()
+    return None if analysis is None else int(analysis.temp_size_in_bytes)
+
+
+def step_memory(carried: Carried, frozen: Values, temporary: int | None) -> Memory:
+    """Returns the bytes that training by a step holds, on each of the devices.
+
+    "optimizer" is moments and moving averages; "activations" is `temporary`.
 
     Args:
         carried: the part of the state that the step gives back.
         frozen: the values that it reads.
-        program: the compiled step.
+        temporary: of `temporary_bytes`.
     """
-    analysis = program.memory_analysis()
     return {
         "frozen": _bytes((frozen, carried.mutable)),
         "trained": _bytes(carried.trainable),
         "optimizer": _bytes((carried.optimizer, carried.ema)),
-        "activations": None if analysis is None else int(analysis.temp_size_in_bytes),
+        "activations": temporary,
     }
 
 

@@ -7,24 +7,43 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from tunekit.models.cpu_memory import LARGEST_KEPT_BYTES, return_freed_memory
+from tunekit.compilation_cache import watched
+from tunekit.models.cpu_memory import (
+    LARGEST_KEPT_BYTES,
+    memory_given_back,
+    return_freed_memory,
+)
 from tunekit.models.forward import Forward
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.training.feed import Feed
 from tunekit.training.forgetting import anchor_names
+from tunekit.training.kept_steps import KeptSteps
 from tunekit.training.layout import Layout
+from tunekit.training.memory import temporary_bytes
 from tunekit.training.operations import operations
 from tunekit.training.recompiles import Unexpected, changes
 from tunekit.training.state import partition
 from tunekit.training.step import Carried, Measured, Step, Values
 
-Program = Callable[..., tuple[Carried, Measured]]
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A compiled step."""
+
+    run: Callable[..., tuple[Carried, Measured]]
+    temporary_bytes: int | None
+    """Needed besides inputs and outputs; `None` where XLA does not say."""
+
+    def __call__(self, carried: Carried, *arguments: Any) -> tuple[Carried, Measured]:
+        """Returns the state after one step, as `Step` does."""
+        return self.run(carried, *arguments)
 
 
 @dataclass(eq=False)
@@ -41,7 +60,9 @@ class Programs:
     """Of every phase that has none of its own."""
     layout: Layout | None = None
     """Where arrays lie, and the step's results; `None` is one device."""
-    _futures: dict[Hashable, Future[Program]] = field(default_factory=dict, init=False)
+    kept: KeptSteps | None = None
+    """Steps that earlier starts have left, and where this one leaves its own."""
+    _futures: dict[Hashable, Future[Program | None]] = field(default_factory=dict, init=False)
     _placed_anchors: dict[int, Values] = field(default_factory=dict, init=False)
     _thread: ThreadPoolExecutor = field(init=False)
     seconds: float = field(default=0.0, init=False)
@@ -72,12 +93,15 @@ class Programs:
         """
         batch = arguments[2]
         key = (self.keys[index], _shapes(batch))
-        if key in self._futures:
-            return self._futures[key].result()
         since, feed = time.perf_counter(), self.feeds[index]
-        self._begin(key, self._traced(index, carried, *arguments))
+        if is_new := key not in self._futures:
+            self._begin(key, index, carried, *arguments)
         program = self._futures[key].result()
-        if found := changes(batch, [feed.columns, *feed.other_columns]):
+        if program is None:  # A step that was kept could not be read.
+            self._compile(key, index, carried, *arguments)
+            program = self._futures[key].result()
+            assert program is not None
+        if is_new and (found := changes(batch, [feed.columns, *feed.other_columns])):
             seconds = time.perf_counter() - since
             self.unexpected.append(Unexpected(index, step, found, seconds))
         return program
@@ -121,9 +145,8 @@ class Programs:
         if index == len(self.phases):
             return
         columns = self.feeds[index].columns
-        if (key := (self.keys[index], _shapes(columns))) in self._futures:
-            return
-        self._begin(key, self._traced(index, *self.arguments(index)))
+        if (key := (self.keys[index], _shapes(columns))) not in self._futures:
+            self._begin(key, index, *self.arguments(index))
 
     def close(self) -> None:
         """Gives up what is not begun; what XLA has begun ends by itself."""
@@ -176,20 +199,52 @@ class Programs:
             mixout=phase.spec.mixout,
         )
 
-    def _begin(self, key: Hashable, traced: jax.stages.Traced) -> None:
-        """Hands a program to XLA; it was traced in this thread, for tracing patches layers."""
+    def _begin(self, key: Hashable, index: int, *arguments: Any) -> None:
+        """Has a step loaded where it was kept, else compiled; in the background."""
+        # Whoever counts operations has to trace the step.
+        if self.kept is not None and not self.counts_operations:
+            executable = self.kept.named(self.kept.name_of(index, arguments))
+            if executable is not None:
+                self._futures[key] = self._thread.submit(self._loaded, self.kept, executable)
+                return
+        self._compile(key, index, *arguments)
+
+    def _compile(self, key: Hashable, index: int, *arguments: Any) -> None:
+        """Hands a step to XLA; it is traced in this thread, for tracing patches layers."""
+        traced = self._traced(index, *arguments)
         if self.counts_operations:
             self._operations[key] = operations(traced.jaxpr.jaxpr)
-        self._futures[key] = self._thread.submit(self._compile, traced.lower())
+        name = None if self.kept is None else self.kept.name_of(index, arguments)
+        self._futures[key] = self._thread.submit(self._compiled, traced.lower(), name)
 
-    def _compile(self, lowered: jax.stages.Lowered) -> Program:
+    def _loaded(self, kept: KeptSteps, executable: Path) -> Program | None:
         since = time.perf_counter()
-        program = lowered.compile()
+        with memory_given_back():
+            program = kept.load(executable)
+        return None if program is None else self._ready(program, since)
+
+    def _compiled(self, lowered: jax.stages.Lowered, name: Path | None) -> Program:
+        since, kept = time.perf_counter(), self.kept
+        if kept is None or name is None:
+            with memory_given_back():
+                return self._ready(lowered.compile(), since)
+        executable = kept.executable_of(lowered)
+        with memory_given_back(), watched() as is_new:
+            if (program := kept.load(executable)) is not None:
+                kept.keep(name, executable, None)
+                return self._ready(program, since)
+            program = lowered.compile()
+            if is_new():
+                # After the step is handed out, which must not wait for the disk.
+                self._thread.submit(kept.keep, name, executable, program)
+        return self._ready(program, since)
+
+    def _ready(self, compiled: jax.stages.Compiled, since: float) -> Program:
         self.seconds += time.perf_counter() - since
-        memory = program.memory_analysis()
-        if memory is not None and memory.temp_size_in_bytes > LARGEST_KEPT_BYTES:
+        temporary = temporary_bytes(compiled)
+        if (temporary or 0) > LARGEST_KEPT_BYTES:
             return_freed_memory()
-        return program
+        return Program(compiled, temporary)
 
 
 def _shapes_of(variables: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

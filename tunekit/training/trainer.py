@@ -22,11 +22,12 @@ from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.resolve import ResolvedPhase
 from tunekit.training.checkpoints import Checkpoints
 from tunekit.training.feed import Feed
+from tunekit.training.kept_steps import KeptSteps
 from tunekit.training.layout import Layout
 from tunekit.training.loss_scale import MOST_SKIPPED
 from tunekit.training.memory import memory_text, step_memory
 from tunekit.training.profiling import Unprofiled
-from tunekit.training.programs import Programs
+from tunekit.training.programs import Program, Programs
 from tunekit.training.progress import Reporter, SilentReporter
 from tunekit.training.recompiles import Unexpected
 from tunekit.training.shared_batches import SharedBatches, open_shared
@@ -78,17 +79,21 @@ class Trainer:
     """Values to begin with in place of the model's own."""
     layout: Layout | None = None
     """Where arrays lie when several devices share the run; `None` is one device."""
+    kept: KeptSteps | None = None
+    """Compiled steps of earlier starts; `None` where none are kept."""
     profile: Unprofiled = field(default_factory=Unprofiled)
     """Told of what the time goes to."""
     programs: Programs = field(init=False)
     """The compiled steps of the phases."""
     _state: State | None = field(default=None, init=False)
-    _last_program: Any = field(default=None, init=False, repr=False)
+    _last_program: Program | None = field(default=None, init=False, repr=False)
     _skipped_in_a_row: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Prepares the programs; nothing is compiled yet."""
-        self.programs = Programs(self.forward, self.phases, self.feeds, self.optimizer, self.layout)
+        self.programs = Programs(
+            self.forward, self.phases, self.feeds, self.optimizer, self.layout, self.kept
+        )
         self.programs.counts_operations = self.profile.measures
 
     def fit(self) -> Trained:
@@ -304,7 +309,7 @@ class Trainer:
             self.programs.prepare(index + 1)
         return measured
 
-    def _program(self, state: State, arguments: tuple[Any, ...]) -> Any:
+    def _program(self, state: State, arguments: tuple[Any, ...]) -> Program:
         """The compiled step for `arguments`; one that nobody expected is told of."""
         known, progress = len(self.programs.unexpected), state.progress
         with self.profile.part("compile"):
@@ -316,12 +321,13 @@ class Trainer:
         self._note_memory(state, program)
         return program
 
-    def _note_memory(self, state: State, program: Any) -> None:
+    def _note_memory(self, state: State, program: Program) -> None:
         """Keeps the memory of the program that needs most: one for each shape of a batch."""
         if program is self._last_program:
             return
         self._last_program = program
-        memory, known = step_memory(state.carried, state.frozen, program), state.progress.memory
+        known = state.progress.memory
+        memory = step_memory(state.carried, state.frozen, program.temporary_bytes)
         if not known or (memory["activations"] or 0) > (known["activations"] or 0):
             state.progress.memory = memory
             self.reporter.note(memory_text(memory))

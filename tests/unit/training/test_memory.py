@@ -12,7 +12,7 @@ from tests.unit.training.small import small_model, small_trainer
 from tunekit.plans.optimizer import OptimizerSpec
 from tunekit.plans.phase import Phase
 from tunekit.training.members import Members
-from tunekit.training.memory import memory_text, step_memory
+from tunekit.training.memory import memory_text, step_memory, temporary_bytes
 from tunekit.training.progress import SilentReporter
 from tunekit.training.step import Carried
 
@@ -63,7 +63,7 @@ def test_activations_are_those_that_xla_allocates():
 
     rows = jnp.ones((64, 64))
     program = jax.jit(step).lower(rows).compile()
-    memory = step_memory(Carried({"w": rows}, {}, {}, {}), {}, program)
+    memory = step_memory(Carried({"w": rows}, {}, {}, {}), {}, temporary_bytes(program))
     assert memory["activations"] == program.memory_analysis().temp_size_in_bytes
     assert (memory["activations"] or 0) >= rows.nbytes
     assert (memory["trained"], memory["frozen"], memory["optimizer"]) == (rows.nbytes, 0, 0)

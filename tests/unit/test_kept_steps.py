@@ -1,0 +1,190 @@
+"""Whole steps on the disk: found by what they are made from, and by nothing less."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from tests.contract.families import images
+from tunekit import step_identity
+from tunekit.recipe import Recipe
+from tunekit.session import session
+from tunekit.training.kept_steps import KeptSteps
+
+ROOT = Path(__file__).parents[2]
+
+# Runs in a process of its own, with a folder of its own for programs. Of each run: how often a
+# step was traced, the losses, and the files that it left.
+RUNS = """
+import json, sys, time
+from pathlib import Path
+from tests.contract.families import images
+from tunekit import finetune
+from tunekit.compilation_cache import kept_steps_folder
+from tunekit.training.step import Step
+
+traced, trace = [], Step.traced
+Step.traced = lambda *a, **k: (traced.append(1), trace(*a, **k))[1]
+
+def run(rate, names):
+    traced.clear()
+    result = finetune(
+        "efficientnet_lite0", images(), blocks=1, image_size=32, batch_size=8, epochs=2,
+        method="full", cache="off", learning_rate=rate, progress="none",
+    )
+    until = time.monotonic() + 60
+    while len(list(kept_steps_folder().glob("*.name"))) < names and time.monotonic() < until:
+        time.sleep(0.05)
+    left = {end: len(list(kept_steps_folder().glob(f"*.{end}"))) for end in ("name", "step")}
+    return {"traced": len(traced), "losses": [row["loss"] for row in result.history], **left}
+
+def spoil():
+    for file in kept_steps_folder().glob("*.step"):
+        file.write_bytes(file.read_bytes()[:1000])
+
+print(json.dumps(eval(sys.argv[1])))
+"""
+
+
+def runs(home: Path, scenario: str) -> list[dict]:
+    """What a process says of its runs."""
+    environment = {n: v for n, v in os.environ.items() if "CACHE" not in n}
+    done = subprocess.run(
+        [sys.executable, "-c", RUNS, scenario],
+        env={**environment, "XDG_CACHE_HOME": str(home), "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_second_start_traces_nothing_and_trains_the_same(tmp_path):
+    (first,) = runs(tmp_path, "[run(0.01, 1)]")
+    assert (first["traced"], first["name"], first["step"]) == (1, 1, 1)
+    again, other_rate, the_same = runs(tmp_path, "[run(0.01, 1), run(0.02, 2), run(0.02, 2)]")
+    assert again == {**first, "traced": 0}
+    # No program depends on the rate: it has a name of its own for the same one.
+    assert (other_rate["traced"], other_rate["name"], other_rate["step"]) == (1, 2, 1)
+    assert the_same == {**other_rate, "traced": 0}
+    assert other_rate["losses"] != first["losses"]
+
+    spoiled, after = runs(tmp_path, "[spoil(), run(0.01, 2), run(0.01, 2)][1:]")
+    assert (spoiled["traced"], spoiled["losses"]) == (1, first["losses"])
+    assert after["losses"] == first["losses"]
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path) -> Path:
+    """Where steps would be kept."""
+    monkeypatch.setattr(step_identity, "kept_steps_folder", lambda: tmp_path / "steps")
+    return tmp_path / "steps"
+
+
+def recipe(**changes: object) -> Recipe:
+    """A small one."""
+    backbone = {"name": "efficientnet_lite0", "blocks": 1, "image_size": 32}
+    fields = {
+        "backbone": backbone,
+        "plan": [{"steps": 1}],
+        "batch": {"size": 8},
+        "runtime": {"progress": "none"},
+    }
+    return Recipe.model_validate(fields | changes)
+
+
+def kept(asked: Recipe, data: object = None, model: keras.Model | None = None) -> KeptSteps | None:
+    """Where the steps of a run would be."""
+    with session(asked, model=model, data=images() if data is None else data) as ready:
+        return ready.trainer().kept
+
+
+def test_a_run_has_the_steps_of_its_recipe_data_and_settings_alone(folder, monkeypatch):
+    same, first = kept(recipe()), kept(recipe())
+    assert first is not None and same == first and first.folder == folder
+    elsewhere = kept(recipe(runtime={"progress": "none", "out": str(folder / "out")}))
+    assert elsewhere == first
+    other_seed, other_data = kept(recipe(seed=1)), kept(recipe(), images(seed=1))
+    assert len({each and each.run for each in (first, other_seed, other_data)}) == 3
+    assert {each and each.machine for each in (other_seed, other_data)} == {first.machine}
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    assert kept(recipe()).machine != first.machine
+
+
+def test_changed_code_or_weights_are_another_run(folder, monkeypatch):
+    first, stamps = kept(recipe()), step_identity._stamps
+    for pattern in ("*.py", "*"):
+
+        def newer(path: Path, of: str, changed: str = pattern) -> list:
+            return [*stamps(path, of), ("new", 1, 1)] if of == changed else stamps(path, of)
+
+        monkeypatch.setattr(step_identity, "_stamps", newer)
+        assert kept(recipe()).run != first.run
+
+
+def test_the_stamps_of_a_folder_tell_of_a_changed_file(tmp_path):
+    (tmp_path / "inner").mkdir()
+    file = tmp_path / "inner" / "a.py"
+    file.write_text("1")
+    before = step_identity._stamps(tmp_path, "*.py")
+    os.utime(file, ns=(1, 1))
+    assert before != step_identity._stamps(tmp_path, "*.py")
+    assert step_identity._stamps(tmp_path / "absent", "*") == []
+
+
+class Theirs(keras.layers.Layer):
+    """A layer whose code is not ours."""
+
+    def call(self, inputs):
+        return 2 * inputs
+
+
+def network(layer: keras.layers.Layer) -> keras.Model:
+    inputs = keras.Input((8, 8, 3))
+    return keras.Model(inputs, layer(keras.layers.Conv2D(4, 3)(inputs)))
+
+
+def test_a_model_from_memory_keeps_no_steps(folder):
+    ours = recipe(backbone={"name": "in memory"})
+    assert kept(ours, model=network(keras.layers.ReLU())) is None
+
+
+@pytest.mark.parametrize(("layer", "is_kept"), [(keras.layers.ReLU(), True), (Theirs(), False)])
+def test_layers_of_other_peoples_code_keep_no_steps(folder, layer, is_kept):
+    with session(recipe(), model=network(layer), data=images()) as ready:
+        found = step_identity.kept_steps(ready.recipe, ready.splits, ready.model)
+    assert (found is not None) == is_kept
+
+
+def test_the_oldest_go_where_there_is_no_room(tmp_path, monkeypatch):
+    monkeypatch.setattr("tunekit.training.kept_steps.LARGEST_BYTES", 2500)
+    for age in range(4):
+        file = tmp_path / f"{age}.step"
+        file.write_bytes(bytes(1000))
+        os.utime(file, (10**9 - age, 10**9 - age))
+    KeptSteps(tmp_path, "run", "machine")._make_room()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["0.step", "1.step"]
+
+
+@pytest.fixture
+def no_room(tmp_path) -> Iterator[Path]:
+    """A folder that cannot be made."""
+    (tmp_path / "file").write_text("in the way")
+    yield tmp_path / "file" / "steps"
+
+
+def test_a_folder_that_cannot_be_written_to_is_not_fatal(no_room):
+    steps = KeptSteps(no_room, "run", "machine")
+    name = steps.name_of(0, [np.zeros(3)])
+    assert steps.named(name) is None
+    steps.keep(name, no_room / "absent.step", None)
+    assert steps.load(no_room / "absent.step") is None
