@@ -32,6 +32,27 @@ def _programs_are_let_go() -> Iterator[None]:
         trim(0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _programs_are_compiled_soon(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A program that runs a few times on small arrays need not be optimised by XLA.
+
+    That takes a third off the time of such tests, and of the processes that they start. Tests of
+    real weights have optimised programs, unless their module says ``OPTIMISED = False``.
+    """
+    if getattr(request.module, "OPTIMISED", "real" in request.path.parts):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        import jax
+
+        name = "jax_disable_most_optimizations"
+        before = jax.config.values[name]
+        jax.config.update(name, True)
+        yield
+        jax.config.update(name, before)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those of real weights first: their files are the longest, and processes share by files."""
     items.sort(key=lambda item: "real" not in item.path.parts)

@@ -18,6 +18,8 @@ from tests.contract.sharded_runs import wide_llama
 from tests.contract.text_families import llama
 from tests.processes import codes, free_address, said, started, wait_until
 
+OPTIMISED = False
+
 pytestmark = pytest.mark.real
 
 PATIENCE = 900

@@ -10,7 +10,7 @@ import pytest
 
 from tunekit.models.cpu_memory import OPT_OUT
 
-# A program with buffers of more than 100 MB, which a sort needs on any CPU; prints what malloc keeps
+# A program of more than 100 MB of buffers, as a sort needs on any CPU; prints what malloc keeps
 # of them when it has run.
 PROGRAM = """
 import ctypes
