@@ -13,10 +13,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tunekit import __version__
-from tunekit.cli_launch import add_launch, join, launched
+from tunekit.cli_arguments import ARGUMENTS, RECIPE, SPACE, planning, texts
+from tunekit.cli_launch import join, launched
 from tunekit.cli_tables import print_metrics, print_profile, print_table
 from tunekit.distributed import await_end, gathered, is_first, leave, process_count
 from tunekit.errors import Issue, RecipeError, TunekitError, did_you_mean
@@ -81,27 +81,27 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         sub.add_argument("--traceback", action="store_true", help="show where an error arose")
         sub.set_defaults(command=command)
         for argument in arguments:
-            _ARGUMENTS[argument](sub)
+            ARGUMENTS[argument](sub)
         commands[name] = sub
         return sub
 
     add("ls", _ls, "list the shipped recipes: name, what it does, measured result")
     add("show", _show, "print a recipe as it is written", "recipe")
     add("cp", _cp, "copy a recipe, to change it", "recipe", "to", "force")
-    add("validate", _validate, "check a recipe and overrides, training nothing", *_RECIPE)
+    add("validate", _validate, "check a recipe and overrides, training nothing", *RECIPE)
     about = "what a recipe needs on a machine that need not be here: memory, time, what fits"
-    add("plan", _plan, about, *_RECIPE, "plan")
+    add("plan", _plan, about, *RECIPE, "plan")
     about = "write a recipe's steps, lowered for a machine that need not be here"
-    add("compile", _compile, about, *_RECIPE, "compile")
-    add("run", _run, "train what a recipe says", *_RECIPE, "resume", "out", "launch", "profile")
+    add("compile", _compile, about, *RECIPE, "compile")
+    add("run", _run, "train what a recipe says", *RECIPE, "resume", "out", "launch", "profile")
     about = "train a recipe with many values and seeds, side by side where they share a prefix"
-    add("sweep", _sweep, about, "recipe", "space").epilog = _SPACE
+    add("sweep", _sweep, about, "recipe", "space").epilog = SPACE
     add("eval", _eval, "metrics of a saved result on new data", "folder", "data", "json")
     about = "what a saved result says of images, or of texts"
     add("predict", _predict, about, "folder", "files", "json")
     add("chat", _chat, "talk with a saved language model in the terminal", "chat")
     about = "what a recipe's data hold, and which tokens of them it learns; trains nothing"
-    add("inspect", _inspect, about, *_RECIPE, "inspect")
+    add("inspect", _inspect, about, *RECIPE, "inspect")
     about = "what a tuned language model has forgotten, and how much less tuning would keep"
     add("retention", _retention, about, "folder", "retention")
     about = "write the adapter of a saved result for other software"
@@ -112,105 +112,10 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     about = "print a model's layers as a tree, and which train; or where an adapter would sit"
     add("layers", _layers, about, "model", "marks")
     about = "print a plan as a recipe of single phases; or write it and draw it"
-    add("plan-preview", _plan_preview, about, *_RECIPE, "preview", "force")
+    add("plan-preview", _plan_preview, about, *RECIPE, "preview", "force")
     about = "what each depth of a model knows of the labels, and a plan drafted from it"
     add("probe", _probe, about, "model", "data", "probe")
     return parser, commands
-
-
-_RECIPE = ("recipe", "overrides")
-_ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], object]] = {
-    "recipe": lambda sub: sub.add_argument("recipe", help="a YAML file, or a name from tunekit ls"),
-    "overrides": lambda sub: sub.add_argument(
-        "overrides", nargs="*", metavar="PATH=VALUE", help="such as plan.0.epochs=2"
-    ),
-    "to": lambda sub: sub.add_argument("to", type=Path, help="the new file, or its folder"),
-    "force": lambda sub: sub.add_argument(
-        "--force", action="store_true", help="overwrite the file"
-    ),
-    "resume": lambda sub: sub.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in the folder"
-    ),
-    "out": lambda sub: sub.add_argument(
-        "--out", metavar="DIR", help="folder of the result; runs/<recipe> where none is given"
-    ),
-    "launch": lambda sub: add_launch(sub),
-    "profile": lambda sub: _add_profile(sub),
-    "folder": lambda sub: sub.add_argument("out", help="folder of a saved result"),
-    "data": lambda sub: sub.add_argument("data", help="image folder, CSV, JSONL… file"),
-    "files": lambda sub: sub.add_argument("files", nargs="+", help="images, texts or .txt files"),
-    "chat": lambda sub: _texts().add_chat(sub),
-    "inspect": lambda sub: _texts().add_inspect(sub),
-    "retention": lambda sub: _texts().add_retention(sub),
-    "json": lambda sub: sub.add_argument("--json", action="store_true", help="print JSON"),
-    "model": lambda sub: sub.add_argument("model", help="bundled name, preset or folder"),
-    "marks": lambda sub: _add_marks(sub),
-    "target": lambda sub: sub.add_argument("target", help="the new folder"),
-    "export": lambda sub: _add_export(sub),
-    "merge": lambda sub: _add_merge(sub),
-    "plan": lambda sub: _planning().add_plan(sub),
-    "compile": lambda sub: _planning().add_compile(sub),
-    "preview": lambda sub: _add_preview(sub),
-    "probe": lambda sub: _add_probe(sub),
-    "space": lambda sub: _add_space(sub),
-}
-_SPACE = (
-    "values: learning_rate=1e-4,1e-3; plan.0.train=head,[head,norm]; seed=0..7 (both ends); one "
-    "value is one for all. Ranges to search with --trials, ends included: log(1e-5,1e-1), "
-    "uniform(0,0.5), int(1,8). learning_rate scales the rates of all phases, the highest to the "
-    "value. Members with one value each but different seeds are one line of the table."
-)
-
-
-def _add_profile(sub: argparse.ArgumentParser) -> None:
-    about = "say what the time goes to, and write a trace of some steps into the folder's profile/"
-    sub.add_argument("--profile", action="store_true", help=about)
-    about = "the steps of the trace, counted from 0: 10:13 are 10, 11 and 12"
-    sub.add_argument("--profile-steps", metavar="A:B", help=about)
-
-
-def _add_marks(sub: argparse.ArgumentParser) -> None:
-    group = sub.add_mutually_exclusive_group()
-    group.add_argument(
-        "--train", nargs="+", metavar="SELECTOR", help="mark what these select: head, 'last 2'"
-    )
-    group.add_argument("--recipe", help="mark what trains in any phase of this recipe")
-    targets = "list where an adapter on these would sit: auto, attention, linear, a pattern"
-    group.add_argument("--targets", nargs="+", metavar="TARGET", help=targets)
-    method = "of that adapter, as in a recipe: ia3, '{name: lora, rank: 4}'; else lora"
-    sub.add_argument("--method", help=method)
-
-
-def _add_export(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--format", default="peft", help="peft: files of Hugging Face PEFT")
-    sub.add_argument("--adapter", metavar="NAME", help="which, where several act or none does")
-
-
-def _add_merge(sub: argparse.ArgumentParser) -> None:
-    about = "on which to forecast what changes; needed where the backbone is quantised"
-    sub.add_argument("--data", metavar="IMAGES", help=about)
-    about = "share of predictions on them that must stay the same; else 0.95"
-    sub.add_argument("--least-agreement", type=float, default=0.95, metavar="SHARE", help=about)
-
-
-def _add_preview(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--examples", type=int, metavar="N", help="number of training examples")
-    sub.add_argument("--yaml", type=Path, metavar="FILE", help="the recipe to write")
-    sub.add_argument("--plot", type=Path, metavar="FILE.png", help="the picture to write")
-
-
-def _add_space(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("space", nargs="*", metavar="PATH=VALUES", help="see below")
-    sub.add_argument("--metric", help="validation metric to compare by; runtime.monitor if none")
-    sub.add_argument("--trials", type=int, metavar="N", help="draws of a searched range")
-    sub.add_argument(
-        "--out", metavar="DIR", help="folder to save in; runs/sweep-<recipe> where none is given"
-    )
-
-
-def _add_probe(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--examples", type=int, metavar="N", help="of each split, at most; else 5000")
-    sub.add_argument("--out", metavar="DIR", help="folder for plan.yaml, probe.png, probe.json")
 
 
 def _ls(args: argparse.Namespace) -> None:
@@ -273,7 +178,7 @@ def _run(args: argparse.Namespace) -> None:
         return
     print_metrics(found["metrics"])
     if answers := found["samples"]:
-        _texts().print_answers(answers)
+        texts().print_answers(answers)
     if profile := found["profile"]:
         print_profile(profile)
     print(f"saved in {out}")
@@ -325,22 +230,16 @@ def _predict(args: argparse.Namespace) -> None:
     print_table([("input", "label", "probability"), *rows])
 
 
-def _texts() -> Any:
-    from tunekit import cli_texts
-
-    return cli_texts
-
-
 def _chat(args: argparse.Namespace) -> None:
-    _texts().chat(args)
+    texts().chat(args)
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    _texts().inspect(args)
+    texts().inspect(args)
 
 
 def _retention(args: argparse.Namespace) -> None:
-    _texts().retention(args)
+    texts().retention(args)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -391,18 +290,12 @@ def _layers(args: argparse.Namespace) -> None:
     print(model.layers(resolve_selection(args.train, model)))
 
 
-def _planning() -> Any:
-    from tunekit import cli_planning
-
-    return cli_planning
-
-
 def _plan(args: argparse.Namespace) -> None:
-    _planning().plan(args)
+    planning().plan(args)
 
 
 def _compile(args: argparse.Namespace) -> None:
-    _planning().compile_steps(args)
+    planning().compile_steps(args)
 
 
 def _plan_preview(args: argparse.Namespace) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import keras
 
-import tunekit
 from tunekit.compilation_cache import kept_steps_folder
 from tunekit.data.source import Splits
 from tunekit.distributed import process_count
@@ -56,7 +55,7 @@ def kept_steps(recipe: Recipe, splits: Splits, model: Model) -> KeptSteps | None
         "data": {name: source.fingerprint for name, source in splits.items()},
         "model": _numbered_anew(json.dumps(architecture, sort_keys=True, default=str)),
         "weights": _stamps(Path(recipe.backbone.name).expanduser(), "*"),
-        "code": _stamps(Path(tunekit.__file__).parent, "*.py"),
+        "code": _stamps(Path(__file__).parent, "*.py"),
     }
     return KeptSteps(folder, _hash(made_from), _hash(machine))
 

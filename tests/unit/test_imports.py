@@ -65,6 +65,7 @@ FILES = {
     "feeds": "finetune",
     "side_by_side": "finetune",
     "cli_adapters": "cli",
+    "cli_arguments": "cli",
     "retention": "sweep",
     "cli_chat": "cli",
     "cli_launch": "cli",

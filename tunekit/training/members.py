@@ -19,7 +19,8 @@ from tunekit.training.memory import memory_text, step_memory, temporary_bytes
 from tunekit.training.progress import Reporter, SilentReporter
 from tunekit.training.state import State
 from tunekit.training.step import Carried, Measured, Values
-from tunekit.training.trainer import Trained, Trainer, ordered_multipliers
+from tunekit.training.steps import ordered_multipliers
+from tunekit.training.trainer import Trained, Trainer
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,8 @@ from tunekit.training.checkpoints import Checkpoints
 from tunekit.training.feed import Feed
 from tunekit.training.kept_steps import KeptSteps
 from tunekit.training.layout import Layout
-from tunekit.training.loss_scale import MOST_SKIPPED
-from tunekit.training.memory import memory_text, step_memory
 from tunekit.training.profiling import Unprofiled
-from tunekit.training.programs import Program, Programs
+from tunekit.training.programs import Programs
 from tunekit.training.progress import Reporter, SilentReporter
 from tunekit.training.recompiles import Unexpected
 from tunekit.training.shared_batches import SharedBatches, open_shared
@@ -35,6 +33,7 @@ from tunekit.training.spec import LOWER_IS_BETTER, RuntimeSpec
 from tunekit.training.state import NO_SCORE, Progress, State, enter_phase
 from tunekit.training.statistics import reestimated
 from tunekit.training.step import Measured, Values
+from tunekit.training.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,7 @@ class Trainer:
     programs: Programs = field(init=False)
     """The compiled steps of the phases."""
     _state: State | None = field(default=None, init=False)
-    _last_program: Program | None = field(default=None, init=False, repr=False)
-    _skipped_in_a_row: int = field(default=0, init=False, repr=False)
+    _steps: Steps = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Prepares the programs; nothing is compiled yet."""
@@ -104,6 +102,7 @@ class Trainer:
             CheckpointError: the checkpoint to resume from belongs to another run.
         """
         state = self.first_state()
+        self._steps = Steps(self.programs, self.seed, self.reporter, self.profile)
         steps = sum(phase.steps for phase in self.phases)
         self.reporter.start(steps=steps, done=state.progress.step)
         if self.layout is not None:
@@ -270,97 +269,24 @@ class Trainer:
         of_pass = batches.epoch(epoch, progress.phase_step % per_epoch)
         for batch in self.profile.waiting(of_pass):
             rate = float(phase.learning_rates[progress.phase_step])
-            measured = self._step(state, phase, batch, rate)
+            measured = self._steps.take(state, phase, batch, rate)
             progress.step += 1
             progress.phase_step += 1
             # One step late: reading a loss waits for its step, and the next is under way by then.
-            self._read(state, pending)
+            self._steps.read(state, pending)
             pending = (measured, batches.examples(batch), rate)
             examples += pending[1]
             self.profile.seen(batch, examples=pending[1])
             at_end = progress.phase_step == phase.steps or progress.phase_step % per_epoch == 0
             if not at_end and self._is_due(progress):
-                self._read(state, pending)
+                self._steps.read(state, pending)
                 pending = None
                 self._save(state)
             if at_end:
                 break
-        self._read(state, pending)
+        self._steps.read(state, pending)
         seconds = time.perf_counter() - since
         self.end_pass(state, epoch, seconds, batches.total(examples))
-
-    def _step(
-        self, state: State, phase: ResolvedPhase, batch: Mapping[str, Any], rate: float
-    ) -> Measured:
-        index = state.progress.phase
-        key = jax.random.fold_in(jax.random.key(self.seed), state.progress.step)
-        rates = np.float32(rate) * ordered_multipliers(phase)
-        anchors = self.programs.anchors_of(index)
-        if self.layout is not None:
-            batch, key = self.layout.batch(batch), self.layout.shared(key)
-        arguments = (state.frozen, anchors, dict(batch), rates, key)
-        program = self._program(state, arguments)
-        self.profile.before_step()
-        with self.profile.part("step"):
-            state.carried, measured = program(state.carried, *arguments)
-        self.profile.after_step(measured.loss, self.programs.operations_of(index, arguments[2]))
-        # The device is busy with the step: time to trace what comes next.
-        with self.profile.part("compile"):
-            self.programs.prepare(index + 1)
-        return measured
-
-    def _program(self, state: State, arguments: tuple[Any, ...]) -> Program:
-        """The compiled step for `arguments`; one that nobody expected is told of."""
-        known, progress = len(self.programs.unexpected), state.progress
-        with self.profile.part("compile"):
-            program = self.programs.of(
-                progress.phase, progress.phase_step, state.carried, *arguments
-            )
-        for unexpected in self.programs.unexpected[known:]:
-            self.reporter.note(unexpected.line())
-        self._note_memory(state, program)
-        return program
-
-    def _note_memory(self, state: State, program: Program) -> None:
-        """Keeps the memory of the program that needs most: one for each shape of a batch."""
-        if program is self._last_program:
-            return
-        self._last_program = program
-        known = state.progress.memory
-        memory = step_memory(state.carried, state.frozen, program.temporary_bytes)
-        if not known or (memory["activations"] or 0) > (known["activations"] or 0):
-            state.progress.memory = memory
-            self.reporter.note(memory_text(memory))
-
-    def _read(self, state: State, pending: tuple[Measured, float, float] | None) -> None:
-        if pending is None:
-            return
-        measured, examples, rate = pending
-        with self.profile.part("step"):
-            loss = float(measured.loss)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss} at step {state.progress.step} (learning rate {rate:.1e}). "
-                "Lower the learning rate, lengthen the warmup, or set optimizer.clip_norm; the "
-                "model is as it was before training."
-            )
-        self._count_skipped(state.progress, bool(measured.skipped))
-        weight = float(measured.weight)
-        state.progress.loss_sum += loss * weight
-        state.progress.loss_weight += weight
-        self.reporter.step(loss=loss, learning_rate=rate, examples=round(examples))
-
-    def _count_skipped(self, progress: Progress, skipped: bool) -> None:
-        """Counts a step that changed nothing; of too many in a row none will."""
-        progress.skipped += skipped
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped else 0
-        if self._skipped_in_a_row > MOST_SKIPPED:
-            raise TrainingError(
-                f"the gradients of {self._skipped_in_a_row} steps in a row, up to step "
-                f"{progress.step}, are not finite in float16, however little the loss is scaled. "
-                "Lower the learning rate, or choose a backbone.dtype of 'mixed_bfloat16' or "
-                "'float32'; the model is as it was before training."
-            )
 
     def end_pass(self, state: State, epoch: int, seconds: float, examples: float) -> None:
         """Evaluates, keeps the best, writes the row of the pass, and a checkpoint where due."""
@@ -421,8 +347,3 @@ class Trainer:
         if self.checkpoints is not None and self.runtime.checkpoint_every is not None:
             with self.profile.part("checkpoint"):
                 self.checkpoints.save(state)
-
-
-def ordered_multipliers(phase: ResolvedPhase) -> np.ndarray:
-    """Returns the multipliers of what trains, float32, in the order in which a step takes rates."""
-    return np.array([phase.multipliers[name] for name in sorted(phase.trainable)], np.float32)
