@@ -24,8 +24,8 @@ NETWORKS = {
     "vit": {"image_size": 98, "blocks": 4},
 }
 CASES = [
-    *(("efficientnet", method) for method in ("lora", "dora", "bitfit")),
-    *(("vit", method) for method in ("lora", "ia3", "pfeiffer", "visual_prompt")),
+    *(("efficientnet", method) for method in ("lora", "bitfit")),
+    *(("vit", method) for method in ("lora", "dora", "ia3", "pfeiffer", "visual_prompt")),
 ]
 
 

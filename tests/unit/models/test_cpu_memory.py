@@ -13,18 +13,26 @@ from tunekit.models.cpu_memory import OPT_OUT
 # A program of more than 100 MB of buffers, as a sort needs on any CPU; prints what malloc keeps
 # of them when it has run.
 PROGRAM = """
-import ctypes
+import ctypes, time
 from tunekit.models.cpu_memory import keep_freed_memory
 keep_freed_memory()
 import jax, jax.numpy as jnp
 x = jnp.ones((250_000, 64))
 program = jax.jit(lambda x: (jnp.sort(x * 2) * jnp.sort(x, axis=0)).sum()).lower(x).compile()
 assert program.memory_analysis().temp_size_in_bytes > 100e6
-program(x).block_until_ready()
 NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
 class Mallinfo(ctypes.Structure): _fields_ = [(name, ctypes.c_size_t) for name in NAMES]
 library = ctypes.CDLL("libc.so.6")
 library.mallinfo2.restype = Mallinfo
+def in_use():
+    told = library.mallinfo2()
+    return told.uordblks + told.hblkhd
+before = in_use()
+program(x).block_until_ready()
+until = time.monotonic() + 60
+# A result is ready before its program has let go of its buffers.
+while in_use() - before > 20e6 and time.monotonic() < until:
+    time.sleep(0.01)
 print(library.mallinfo2().fordblks)
 """
 
