@@ -30,8 +30,7 @@ def check_same_run(recipe: Recipe, splits: Splits, model: Model) -> None:
         return
     excluded = {"data": {"path"}, "cache": True}
     tree: dict[str, Any] = recipe.model_dump(mode="json", exclude=excluded)
-    data = {f"{name} data": source.fingerprint for name, source in splits.items()}
-    check_agreed({**tree, **data, "version": versions(), "weights": _sums(model)})
+    check_agreed({**tree, **splits.fingerprints(), "version": versions(), "weights": _sums(model)})
 
 
 def _sums(model: Model) -> dict[str, int]:

@@ -299,9 +299,8 @@ def _checkpoints(recipe: Recipe, splits: Splits) -> Checkpoints | None:
     tree = recipe.model_dump(
         mode="json", exclude={"runtime": True, "data": True, "cache": {"store", "folder"}}
     )
-    data = {f"{name} data": source.fingerprint for name, source in splits.items()}
     return Checkpoints(
         folder,
-        identity={**tree, **data},
+        identity={**tree, **splits.fingerprints()},
         keep=recipe.runtime.keep_checkpoints,
     )

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from tunekit.data.source import Splits
 from tunekit.distributed import process_count
 from tunekit.errors import ModelError
 from tunekit.models.model import Model
+from tunekit.names import layer_names
 from tunekit.recipe import Recipe
-from tunekit.report.run import versions
 from tunekit.saved import described
 from tunekit.training.kept_steps import KeptSteps
 
@@ -29,7 +30,9 @@ _UNTRACED = {
 }
 """Fields of a recipe that no step depends on; of a field that is new nobody has said so."""
 _KNOWN_CODE = ("keras", "keras_hub", "tunekit")
-_SETTINGS = ("JAX_", "XLA_", "KERAS_", "TUNEKIT_")
+_TRACED_BY = ("jax", "jaxlib", "keras", "keras_hub", "optax", "numpy", "tunekit")
+_SETTINGS = ("JAX_", "XLA_", "LIBTPU_", "KERAS_", "TUNEKIT_")
+"""How the environment variables begin that decide of a program."""
 
 
 def kept_steps(recipe: Recipe, splits: Splits, model: Model) -> KeptSteps | None:
@@ -48,14 +51,14 @@ def kept_steps(recipe: Recipe, splits: Splits, model: Model) -> KeptSteps | None
         architecture = described(model)
     except ModelError:
         return None
-    machine = {"versions": versions(), "settings": _settings()}
+    machine = {"versions": _versions(), "settings": _settings()}
     made_from = {
         **machine,
         "recipe": recipe.model_dump(mode="json", exclude=_UNTRACED),
-        "data": {name: source.fingerprint for name, source in splits.items()},
+        "data": splits.fingerprints(),
         "model": _numbered_anew(json.dumps(architecture, sort_keys=True, default=str)),
         "weights": _stamps(Path(recipe.backbone.name).expanduser(), "*"),
-        "code": _stamps(Path(__file__).parent, "*.py"),
+        "code": _LOADED_CODE,
     }
     return KeptSteps(folder, _hash(made_from), _hash(machine))
 
@@ -72,7 +75,7 @@ def _numbered_anew(description: str) -> str:
 
 
 def _is_known_code(model: Model) -> bool:
-    layers = [model.backbone.keras, *model.backbone.keras._flatten_layers()]
+    layers = [model.backbone.keras, *layer_names(model.keras).values()]
     return all(type(layer).__module__.partition(".")[0] in _KNOWN_CODE for layer in layers)
 
 
@@ -81,6 +84,16 @@ def _stamps(path: Path, pattern: str) -> list[tuple[str, int, int]]:
     files = sorted(path.rglob(pattern)) if path.is_dir() else [path]
     facts = ((str(file), file.stat()) for file in files if file.is_file())
     return [(name, fact.st_size, fact.st_mtime_ns) for name, fact in facts]
+
+
+_LOADED_CODE = _stamps(Path(__file__).parent, "*.py")
+"""Of tunekit when this process read it: a notebook goes on with that code where it is upgraded."""
+
+
+def _versions() -> dict[str, str]:
+    """Of what traces and compiles, as it is loaded; what is installed may be newer by now."""
+    loaded = {name: sys.modules.get(name) for name in _TRACED_BY}
+    return {name: str(getattr(module, "__version__", None)) for name, module in loaded.items()}
 
 
 def _settings() -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -121,14 +124,36 @@ def test_a_run_has_the_steps_of_its_recipe_data_and_settings_alone(folder, monke
 
 
 def test_changed_code_or_weights_are_another_run(folder, monkeypatch):
-    first, stamps = kept(recipe()), step_identity._stamps
-    for pattern in ("*.py", "*"):
-
-        def newer(path: Path, of: str, changed: str = pattern) -> list:
-            return [*stamps(path, of), ("new", 1, 1)] if of == changed else stamps(path, of)
-
-        monkeypatch.setattr(step_identity, "_stamps", newer)
+    first = kept(recipe())
+    with monkeypatch.context() as patch:
+        patch.setattr(step_identity, "_LOADED_CODE", [("new", 1, 1)])
         assert kept(recipe()).run != first.run
+    monkeypatch.setattr(step_identity, "_stamps", lambda path, pattern: [("new", 1, 1)])
+    assert kept(recipe()).run != first.run
+
+
+@pytest.mark.parametrize("name", ["jax", "jaxlib", "keras", "keras_hub", "optax", "numpy"])
+def test_another_version_of_what_makes_a_program_is_another_machine(folder, monkeypatch, name):
+    first = kept(recipe())
+    monkeypatch.setattr(f"{name}.__version__", "0.0.1")
+    assert kept(recipe()).machine != first.machine
+
+
+def test_several_devices_keep_no_steps(folder):
+    with session(recipe(), data=images()) as ready:
+        shared = replace(ready, is_named=True, layout=cast(Any, object()))
+        assert shared._kept_steps() is None
+        assert replace(shared, layout=None)._kept_steps() is not None
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(source: str, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    steps = KeptSteps(tmp_path, "run", "machine")
+    monkeypatch.setattr(os, "replace", full)
+    steps.keep(steps.name_of(0, [np.zeros(3)]), tmp_path / "a.step", None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_stamps_of_a_folder_tell_of_a_changed_file(tmp_path):

@@ -69,6 +69,10 @@ class Splits:
             if source is not None:
                 yield name, source
 
+    def fingerprints(self) -> dict[str, str]:
+        """Returns the fingerprint of each split there is, by what errors call it: "train data"."""
+        return {f"{name} data": source.fingerprint for name, source in self.items()}
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:

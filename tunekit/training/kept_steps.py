@@ -107,10 +107,15 @@ class KeptSteps:
             self._make_room()
 
     def _write(self, file: Path, content: bytes) -> None:
-        """Whole, or not at all."""
-        with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as unfinished:
-            unfinished.write(content)
-        os.replace(unfinished.name, file)
+        """Whole, or not at all: nothing is left of what a full disk has cut off."""
+        unfinished = tempfile.NamedTemporaryFile(dir=self.folder, delete=False)
+        try:
+            with unfinished:
+                unfinished.write(content)
+            os.replace(unfinished.name, file)
+        except OSError:
+            Path(unfinished.name).unlink(missing_ok=True)
+            raise
 
     def _make_room(self) -> None:
         """Deletes the oldest files beyond `LARGEST_BYTES`, and what killed processes left."""

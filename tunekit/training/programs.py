@@ -98,7 +98,7 @@ class Programs:
             self._begin(key, index, carried, *arguments)
         program = self._futures[key].result()
         if program is None:  # A step that was kept could not be read.
-            self._compile(key, index, carried, *arguments)
+            self._begin(key, index, carried, *arguments, anew=True)
             program = self._futures[key].result()
             assert program is not None
         if is_new and (found := changes(batch, [feed.columns, *feed.other_columns])):
@@ -199,22 +199,25 @@ class Programs:
             mixout=phase.spec.mixout,
         )
 
-    def _begin(self, key: Hashable, index: int, *arguments: Any) -> None:
-        """Has a step loaded where it was kept, else compiled; in the background."""
+    def _begin(self, key: Hashable, index: int, *arguments: Any, anew: bool = False) -> None:
+        """Has a step loaded where it was kept, else compiled; in the background.
+
+        Args:
+            key: of its program.
+            index: of the phase.
+            *arguments: of the step, or their shapes.
+            anew: compiles it also where it was kept.
+        """
+        name = None if self.kept is None else self.kept.name_of(index, arguments)
         # Whoever counts operations has to trace the step.
-        if self.kept is not None and not self.counts_operations:
-            executable = self.kept.named(self.kept.name_of(index, arguments))
-            if executable is not None:
+        if self.kept is not None and name is not None and not (anew or self.counts_operations):
+            if (executable := self.kept.named(name)) is not None:
                 self._futures[key] = self._thread.submit(self._loaded, self.kept, executable)
                 return
-        self._compile(key, index, *arguments)
-
-    def _compile(self, key: Hashable, index: int, *arguments: Any) -> None:
-        """Hands a step to XLA; it is traced in this thread, for tracing patches layers."""
+        # Traced in this thread, for tracing patches layers.
         traced = self._traced(index, *arguments)
         if self.counts_operations:
             self._operations[key] = operations(traced.jaxpr.jaxpr)
-        name = None if self.kept is None else self.kept.name_of(index, arguments)
         self._futures[key] = self._thread.submit(self._compiled, traced.lower(), name)
 
     def _loaded(self, kept: KeptSteps, executable: Path) -> Program | None:
