@@ -21,7 +21,7 @@ import keras
 import numpy as np
 
 from tunekit.methods.intercept import intercept
-from tunekit.models.cpu_convolution import cpu_convolutions
+from tunekit.models.cpu_layers import cpu_layers
 from tunekit.names import layer_names
 
 BATCH, SIZE_PX, REPEATS = 8, 128, 5
@@ -45,7 +45,7 @@ def main() -> None:
         run = forward(wraps)
         return jax.grad(lambda values, images: jnp.mean(run(values, images) ** 2))
 
-    ours = cpu_convolutions(layer_names(backbone).values())
+    ours = cpu_layers(layer_names(backbone).values())
     print(f"{len(ours)} layers, batch {BATCH}, {SIZE_PX} px, {os.cpu_count()} cores")
     print(f"{'':10}{'XLA':>10}{'tunekit':>10}{'ratio':>8}")
     for name, make in (("forward", forward), ("gradient", gradient)):

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# Before anything imports Keras, which reads it once.
-os.environ.setdefault("KERAS_BACKEND", "jax")
+import tunekit  # noqa: F401  before anything imports Keras or starts JAX, which it prepares
 
 # Most of a test's time is XLA's, and many tests compile the same program: each once, also in the
 # processes that tests start. The cache is keyed by the program, so it is never stale.

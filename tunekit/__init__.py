@@ -11,6 +11,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from tunekit.xla_flags import keep_sums_right
+
 if TYPE_CHECKING:
     from tunekit import errors as errors
     from tunekit import plans as plans
@@ -170,4 +172,5 @@ def _use_jax() -> None:
 
 
 _use_jax()
+keep_sums_right()
 sys.modules[__name__].__class__ = _Door

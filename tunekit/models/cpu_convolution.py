@@ -138,17 +138,21 @@ def _forward(x, kernel, strides, padding):
 def _backward(strides, padding, saved, cotangent):
     x, kernel = saved
     (x_cotangent,) = jax.vjp(lambda x: _shifted_sum(x, kernel, strides, padding), x)[1](cotangent)
+    height, width, channels = kernel.shape
+    padded = _padded(x, padding)
 
-    # Reducing one image at a time keeps the sum in cache; over the whole batch at once XLA
-    # writes every product to memory first (5 to 17 times slower).
-    def add_image(total, pair):
-        image, image_cotangent = pair
-        taps = _taps(image[None], kernel.shape[:2], strides)
-        products = [jnp.sum(tap[0] * image_cotangent, axis=(0, 1)) for tap in taps]
-        return total + jnp.stack(products).astype(total.dtype), None
+    # Rows of pixels are added as they are, in cache, and summed at the end: XLA sums over all
+    # pixels at once either slowly, or by writing every product to memory first.
+    def add_row(totals, row):
+        strip = jax.lax.dynamic_slice_in_dim(padded, row * strides[0], height, axis=1)
+        row_cotangent = jax.lax.dynamic_slice_in_dim(cotangent, row, 1, axis=1)
+        taps = _taps(strip, (height, width), strides)
+        return [total + tap * row_cotangent for total, tap in zip(totals, taps, strict=True)], None
 
-    zero = jnp.zeros((kernel.shape[0] * kernel.shape[1], kernel.shape[2]), jnp.float32)
-    total, _ = jax.lax.scan(add_image, zero, (_padded(x, padding), cotangent))
+    batch, rows, columns, _ = cotangent.shape
+    zeros = [jnp.zeros((batch, 1, columns, channels), jnp.float32)] * (height * width)
+    totals, _ = jax.lax.scan(add_row, zeros, jnp.arange(rows))
+    total = jnp.stack([total.sum(axis=(0, 1, 2)) for total in totals])
     return x_cotangent, total.reshape(kernel.shape).astype(kernel.dtype)
 
 

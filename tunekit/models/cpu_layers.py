@@ -12,6 +12,7 @@ import keras
 
 from tunekit.methods.intercept import Wrap
 from tunekit.models.cpu_attention import cpu_attentions
+from tunekit.models.cpu_batch_norm import cpu_batch_norms
 from tunekit.models.cpu_convolution import cpu_convolutions
 from tunekit.models.cpu_gradients import cpu_gradients
 
@@ -19,4 +20,5 @@ from tunekit.models.cpu_gradients import cpu_gradients
 def cpu_layers(layers: Iterable[keras.Layer]) -> dict[keras.Layer, Wrap]:
     """Returns an interception for each layer that has a faster form on a CPU."""
     layers = tuple(layers)
-    return cpu_convolutions(layers) | cpu_attentions(layers) | cpu_gradients(layers)
+    convolutions = cpu_convolutions(layers) | cpu_batch_norms(layers)
+    return convolutions | cpu_attentions(layers) | cpu_gradients(layers)

@@ -15,6 +15,7 @@ import pytest
 from tunekit.methods.intercept import intercept
 from tunekit.models import cpu_attention
 from tunekit.models.cpu_attention import attend, cpu_attentions
+from tunekit.models.cpu_batch_norm import cpu_batch_norms
 from tunekit.models.cpu_gradients import cpu_gradients, gelu
 from tunekit.models.cpu_layers import cpu_layers
 from tunekit.models.forward import Forward
@@ -300,3 +301,59 @@ def test_a_convolution_of_another_kind_is_left_alone(options):
     layer = keras.layers.Conv2D(6, 4, **{"strides": 4, **options})
     layer.build((2, 12, 12, 3))
     assert cpu_layers([layer]) == {}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_batch_norm_is_that_of_keras_with_its_statistics(training, affine, dtype, tolerance):
+    rng = np.random.default_rng(0)
+    layer = keras.layers.BatchNormalization(
+        momentum=0.7, scale=affine, center=affine, dtype=keras.DTypePolicy(f"mixed_{dtype}")
+        if dtype == "bfloat16" else dtype,
+    )  # fmt: skip
+    layer.build((None, 3, 5, 4))
+    for variable in layer.variables:
+        variable.assign(rng.uniform(0.5, 2, variable.shape))
+    x = jnp.asarray(rng.normal(3, 2, (6, 3, 5, 4)), layer.compute_dtype)
+    others = [(v, v.value) for v in layer.non_trainable_variables]
+
+    def loss(values, x):
+        mapping = [*zip(layer.trainable_variables, values, strict=True), *others]
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            y = layer(x, training=training)
+        moved = [scope.get_current_value(v) for v, _ in others]
+        return jnp.sum(jnp.sin(y.astype(jnp.float32))), (y, moved)
+
+    def both():
+        values = [v.value for v in layer.trainable_variables]
+        return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(values, x)
+
+    theirs = both()
+    wraps = cpu_batch_norms([layer])
+    assert len(wraps) == 1
+    with intercept(wraps):
+        ours = both()
+    assert_close(ours, theirs, tolerance)
+    assert any(np.any(m != v) for m, (_, v) in zip(ours[1][1], others, strict=True)) == training
+
+
+def test_batch_norms_of_other_axes_and_kinds_stay_with_keras():
+    def built(shape, **given):
+        layer = keras.layers.BatchNormalization(**given)
+        layer.build(shape)
+        return layer
+
+    others = [
+        built((None, 8)),
+        built((None, 4, 4, 8), axis=1),
+        built((None, 4, 4, 8), renorm=True),
+        keras.layers.BatchNormalization(),
+    ]
+    assert cpu_batch_norms(others) == {}
+    masked = built((None, 4, 4, 8))
+    x, mask = np.random.default_rng(0).normal(size=(2, 4, 4, 8)), np.zeros((2, 4, 4), bool)
+    mask[:, :2] = True
+    theirs = masked(x, training=True, mask=mask)
+    with intercept(cpu_batch_norms([masked])):
+        np.testing.assert_array_equal(masked(x, training=True, mask=mask), theirs)
