@@ -32,7 +32,7 @@ from tunekit.recipe_keywords import IN_MEMORY
 from tunekit.report.run import run_report
 from tunekit.result import MODEL_FILE, RUN_FOLDER, Result
 from tunekit.same_run import check_same_run
-from tunekit.step_identity import kept_steps
+from tunekit.step_identity import expected_step, kept_steps
 from tunekit.tasks.embedding import EmbeddingTask
 from tunekit.tasks.image_classification import ImageClassification
 from tunekit.tasks.language_modelling import LanguageModelling
@@ -41,7 +41,7 @@ from tunekit.tasks.text_classification import TextClassification
 from tunekit.text_answers import metrics_on
 from tunekit.text_feeds import TextFeeder
 from tunekit.training.checkpoints import Checkpoints
-from tunekit.training.kept_steps import KeptSteps
+from tunekit.training.kept_steps import ExpectedStep, KeptSteps
 from tunekit.training.layout import Layout
 from tunekit.training.profiling import FIRST_TRACED, TRACED, Profile, Unprofiled
 from tunekit.training.progress import reporter
@@ -66,6 +66,8 @@ class Session:
     """How the run lies on several devices; `None` is one."""
     is_named: bool = False
     """Whether the model is the one that the recipe names, and not one from memory."""
+    expected: ExpectedStep | None = None
+    """The first step of the last start, being loaded."""
 
     def of(self, recipe: Recipe) -> Session:
         """Returns a session over the same model and data, of a recipe that differs elsewhere."""
@@ -92,7 +94,7 @@ class Session:
     def _kept_steps(self) -> KeptSteps | None:
         if self.layout is not None or not self.is_named:
             return None
-        return kept_steps(self.recipe, self.splits, self.model)
+        return kept_steps(self.recipe, self.splits, self.model, self.expected)
 
     def fresh_head(self) -> Values:
         """Returns the values of a fresh head as the recipe's seed draws them, by full name."""
@@ -227,6 +229,7 @@ def session(
     _check_named(recipe, model, data)
     splits, task = open_task(recipe, data)
     _check_stopping(recipe, splits)
+    expected = expected_step(recipe) if model is None else None
     with ExitStack() as stack:
         with loading_place(recipe):
             ready = stack.enter_context(ready_model(recipe, model, task))
@@ -243,7 +246,8 @@ def session(
         check_same_run(recipe, splits, ready)
         phases = phases_of(recipe, feeder.model, feeder.steps_per_epoch)
         layout = layout_of(recipe, ready, phases)
-        yield Session(recipe, splits, task, ready, feeder, phases, layout, is_named=model is None)
+        is_named = model is None
+        yield Session(recipe, splits, task, ready, feeder, phases, layout, is_named, expected)
 
 
 def _store(recipe: Recipe, model: Model, shared: FeatureStore | None) -> FeatureStore:

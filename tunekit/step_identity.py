@@ -17,11 +17,12 @@ from tunekit.compilation_cache import kept_steps_folder
 from tunekit.data.source import Splits
 from tunekit.distributed import process_count
 from tunekit.errors import ModelError
+from tunekit.models.cpu_memory import keep_freed_memory
 from tunekit.models.model import Model
 from tunekit.names import layer_names
 from tunekit.recipe import Recipe
 from tunekit.saved import described
-from tunekit.training.kept_steps import KeptSteps
+from tunekit.training.kept_steps import ExpectedStep, KeptSteps
 
 _UNTRACED = {
     "runtime": {"out", "resume", "checkpoint_every", "keep_checkpoints", "progress"},
@@ -35,7 +36,21 @@ _SETTINGS = ("JAX_", "XLA_", "LIBTPU_", "KERAS_", "TUNEKIT_")
 """How the environment variables begin that decide of a program."""
 
 
-def kept_steps(recipe: Recipe, splits: Splits, model: Model) -> KeptSteps | None:
+def expected_step(recipe: Recipe) -> ExpectedStep | None:
+    """Begins to load the step that the last start of a recipe began with; `None` without steps.
+
+    It needs a second or more of a thread of its own, which are there while the model is loaded.
+    """
+    folder = kept_steps_folder()
+    if folder is None or process_count() > 1:
+        return None
+    keep_freed_memory()  # Which has to be told to `malloc` before JAX starts its threads.
+    return ExpectedStep(folder, _short_name(recipe))
+
+
+def kept_steps(
+    recipe: Recipe, splits: Splits, model: Model, expected: ExpectedStep | None = None
+) -> KeptSteps | None:
     """Returns the steps that earlier starts of a run have left; `None` where none are kept.
 
     Args:
@@ -43,6 +58,7 @@ def kept_steps(recipe: Recipe, splits: Splits, model: Model) -> KeptSteps | None
         splits: its data.
         model: as the recipe names it. One with layers of somebody else's code keeps no steps: the
             code may change, and nothing here would tell.
+        expected: on its way already.
     """
     folder = kept_steps_folder()
     if folder is None or process_count() > 1 or not _is_known_code(model):
@@ -54,13 +70,21 @@ def kept_steps(recipe: Recipe, splits: Splits, model: Model) -> KeptSteps | None
     machine = {"versions": _versions(), "settings": _settings()}
     made_from = {
         **machine,
-        "recipe": recipe.model_dump(mode="json", exclude=_UNTRACED),
+        "recipe": _traced(recipe),
         "data": splits.fingerprints(),
         "model": _numbered_anew(json.dumps(architecture, sort_keys=True, default=str)),
         "weights": _stamps(Path(recipe.backbone.name).expanduser(), "*"),
         "code": _LOADED_CODE,
     }
-    return KeptSteps(folder, _hash(made_from), _hash(machine))
+    return KeptSteps(folder, _hash(made_from), _hash(machine), _short_name(recipe), expected)
+
+
+def _short_name(recipe: Recipe) -> str:
+    return _hash({"recipe": _traced(recipe), "data": recipe.data.path})[:16]
+
+
+def _traced(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json", exclude=_UNTRACED)
 
 
 def _hash(facts: dict[str, Any]) -> str:

@@ -20,25 +20,28 @@ from tests.contract.families import images
 from tunekit import step_identity
 from tunekit.recipe import Recipe
 from tunekit.session import session
-from tunekit.training.kept_steps import KeptSteps
+from tunekit.training.kept_steps import ExpectedStep, KeptSteps
 
 ROOT = Path(__file__).parents[2]
 
 # Runs in a process of its own, with a folder of its own for programs. Of each run: how often a
-# step was traced, the losses, and the files that it left.
+# step was traced, how many were loaded before the model was, the losses, and the files it left.
 RUNS = """
 import json, sys, time
 from pathlib import Path
 from tests.contract.families import images
 from tunekit import finetune
 from tunekit.compilation_cache import kept_steps_folder
+from tunekit.training.kept_steps import ExpectedStep
 from tunekit.training.step import Step
 
+early, take = [], ExpectedStep.taken
+ExpectedStep.taken = lambda *a: (early.append(take(*a)), early[-1])[1]
 traced, trace = [], Step.traced
 Step.traced = lambda *a, **k: (traced.append(1), trace(*a, **k))[1]
 
 def run(rate, names):
-    traced.clear()
+    traced.clear(), early.clear()
     result = finetune(
         "efficientnet_lite0", images(), blocks=1, image_size=32, batch_size=8, epochs=2,
         method="full", cache="off", learning_rate=rate, progress="none",
@@ -47,7 +50,8 @@ def run(rate, names):
     while len(list(kept_steps_folder().glob("*.name"))) < names and time.monotonic() < until:
         time.sleep(0.05)
     left = {end: len(list(kept_steps_folder().glob(f"*.{end}"))) for end in ("name", "step")}
-    return {"traced": len(traced), "losses": [row["loss"] for row in result.history], **left}
+    counts = {"traced": len(traced), "early": sum(each is not None for each in early)}
+    return {**counts, "losses": [row["loss"] for row in result.history], **left}
 
 def spoil():
     for file in kept_steps_folder().glob("*.step"):
@@ -73,12 +77,13 @@ def runs(home: Path, scenario: str) -> list[dict]:
 
 def test_a_second_start_traces_nothing_and_trains_the_same(tmp_path):
     (first,) = runs(tmp_path, "[run(0.01, 1)]")
-    assert (first["traced"], first["name"], first["step"]) == (1, 1, 1)
+    assert (first["traced"], first["early"], first["name"], first["step"]) == (1, 0, 1, 1)
     again, other_rate, the_same = runs(tmp_path, "[run(0.01, 1), run(0.02, 2), run(0.02, 2)]")
-    assert again == {**first, "traced": 0}
+    assert again == {**first, "traced": 0, "early": 1}
     # No program depends on the rate: it has a name of its own for the same one.
     assert (other_rate["traced"], other_rate["name"], other_rate["step"]) == (1, 2, 1)
-    assert the_same == {**other_rate, "traced": 0}
+    assert other_rate["early"] == 0
+    assert the_same == {**other_rate, "traced": 0, "early": 1}
     assert other_rate["losses"] != first["losses"]
 
     spoiled, after = runs(tmp_path, "[spoil(), run(0.01, 2), run(0.01, 2)][1:]")
@@ -150,7 +155,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(source: str, target: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    steps = KeptSteps(tmp_path, "run", "machine")
+    steps = KeptSteps(tmp_path, "run", "machine", "recipe")
     monkeypatch.setattr(os, "replace", full)
     steps.keep(steps.name_of(0, [np.zeros(3)]), tmp_path / "a.step", None)
     assert list(tmp_path.iterdir()) == []
@@ -196,7 +201,7 @@ def test_the_oldest_go_where_there_is_no_room(tmp_path, monkeypatch):
         file = tmp_path / f"{age}.step"
         file.write_bytes(bytes(1000))
         os.utime(file, (10**9 - age, 10**9 - age))
-    KeptSteps(tmp_path, "run", "machine")._make_room()
+    KeptSteps(tmp_path, "run", "machine", "recipe")._make_room()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["0.step", "1.step"]
 
 
@@ -208,8 +213,28 @@ def no_room(tmp_path) -> Iterator[Path]:
 
 
 def test_a_folder_that_cannot_be_written_to_is_not_fatal(no_room):
-    steps = KeptSteps(no_room, "run", "machine")
+    steps = KeptSteps(no_room, "run", "machine", "recipe")
     name = steps.name_of(0, [np.zeros(3)])
     assert steps.named(name) is None
     steps.keep(name, no_room / "absent.step", None)
     assert steps.load(no_room / "absent.step") is None
+
+
+def test_a_step_that_was_expected_in_vain_is_let_go(tmp_path):
+    steps = KeptSteps(tmp_path, "run", "machine", "recipe")
+    for step in ("old", "new"):
+        (tmp_path / f"{step}.step").write_bytes(b"no step")
+    names = [steps.name_of(0, [np.zeros(n)]) for n in (1, 2)]
+    for name, step, age in zip(names, ("new", "old"), (10, 20), strict=True):
+        name.write_text(f"{step}.step")
+        os.utime(name, (10**9 - age, 10**9 - age))
+    steps.name_of(1, [np.zeros(1)]).write_text("old.step")  # Of a later phase.
+    loading = ExpectedStep(tmp_path, "recipe").taken(tmp_path / "new.step")
+    assert loading is not None and loading.result() is None
+    assert not (tmp_path / "new.step").exists(), "what cannot be read is deleted"
+    for recipe in ("recipe", "another"):
+        assert ExpectedStep(tmp_path, recipe).taken(tmp_path / "new.step") is None
+    (tmp_path / "new.step").write_bytes(b"no step")
+    expected = ExpectedStep(tmp_path, "recipe")
+    assert expected.taken(tmp_path / "old.step") is None
+    assert expected.taken(tmp_path / "new.step") is None, "once"

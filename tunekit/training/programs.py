@@ -222,8 +222,7 @@ class Programs:
 
     def _loaded(self, kept: KeptSteps, executable: Path) -> Program | None:
         since = time.perf_counter()
-        with memory_given_back():
-            program = kept.load(executable)
+        program = kept.load(executable)
         return None if program is None else self._ready(program, since)
 
     def _compiled(self, lowered: jax.stages.Lowered, name: Path | None) -> Program:
