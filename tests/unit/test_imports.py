@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 # Rooms that are several files at the top of the package.
 FILES = {
     "errors": "ground",
+    "xla_flags": "ground",
     "names": "ground",
     "rules": "ground",
     "durations": "ground",
