@@ -55,6 +55,7 @@ def initialise(
     place, devices = found_place(given)
     if place is None or place.count == 1:
         return
+    import absl.logging
     import jax
 
     _check_untouched()
@@ -74,6 +75,9 @@ def initialise(
         shutdown_timeout_seconds=_HEARTBEAT_SECONDS,
     )
     _peers = peers
+    if not is_first():
+        # Orbax would warn in every process, of what the first one mends.
+        absl.logging.set_verbosity(absl.logging.ERROR)
     # JAX says good-bye at exit, which waits for all: not where this process has failed.
     atexit.register(_part_at_exit)
 
