@@ -1,4 +1,4 @@
-"""What the CPU forms of convolutions save: the bundled network's step, with and without them.
+"""What the CPU forms of convolutions and BatchNorm save in a step of the bundled network.
 
     python benchmarks/cpu_convolution.py
 

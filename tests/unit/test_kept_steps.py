@@ -238,3 +238,19 @@ def test_a_step_that_was_expected_in_vain_is_let_go(tmp_path):
     expected = ExpectedStep(tmp_path, "recipe")
     assert expected.taken(tmp_path / "old.step") is None
     assert expected.taken(tmp_path / "new.step") is None, "once"
+
+
+def test_a_device_that_cannot_be_opened_costs_no_step(tmp_path, monkeypatch):
+    steps, executable = KeptSteps(tmp_path, "run", "machine", "recipe"), tmp_path / "a.step"
+    executable.write_bytes(b"a step")
+    steps.name_of(0, [np.zeros(1)]).write_text(executable.name)
+
+    def busy() -> None:
+        raise RuntimeError("Unable to initialize backend")
+
+    monkeypatch.setattr("jax.devices", busy)
+    with pytest.raises(RuntimeError, match="initialize backend"):
+        ExpectedStep(tmp_path, "recipe")
+    with pytest.raises(RuntimeError, match="initialize backend"):
+        steps.load(executable)
+    assert executable.read_bytes() == b"a step"

@@ -60,7 +60,7 @@ class ExpectedStep:
                 return
             self._executable = executable
             thread = ThreadPoolExecutor(1, "expected-step")
-            self._loading = thread.submit(_load, executable)
+            self._loading = thread.submit(_load, executable, jax.devices()[:1])
             thread.shutdown(wait=False)
 
     def taken(self, executable: Path) -> Future[jax.stages.Compiled | None] | None:
@@ -111,7 +111,7 @@ class KeptSteps:
         """Returns the step in a file; `None` where it cannot be read, and then it is deleted."""
         if self.expected is not None and (loading := self.expected.taken(executable)) is not None:
             return loading.result()
-        return _load(executable)
+        return _load(executable, jax.devices()[:1])
 
     def keep(self, name: Path, executable: Path, step: jax.stages.Compiled | None) -> None:
         """Writes a step and its name; what cannot be kept or written is left.
@@ -164,12 +164,12 @@ def _executable(name: Path) -> Path | None:
     return None
 
 
-def _load(executable: Path) -> jax.stages.Compiled | None:
+def _load(executable: Path, devices: Sequence[Any]) -> jax.stages.Compiled | None:
+    """The step in a file, for devices that are there: only what is wrong with the file counts."""
     if not executable.is_file():
         return None
     try:
         kept = pickle.loads(zlib.decompress(executable.read_bytes()))
-        devices = jax.devices()[:1]
         with memory_given_back():
             step = serialize_executable.deserialize_and_load(*kept, execution_devices=devices)
     except Exception:  # Of many kinds, from several libraries; the step is compiled again.
